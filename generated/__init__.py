@@ -1,0 +1,1 @@
+"""Emitted kernels, committed to be read; never edited by hand."""

@@ -1,0 +1,1 @@
+"""CuTeDSL device code that the templates share; imports nothing but cutlass."""

@@ -1,0 +1,1 @@
+"""The resource model: what a configuration takes, before anything is compiled."""

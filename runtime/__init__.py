@@ -1,0 +1,1 @@
+"""What runs at serving time: kernel cache, dispatch, operators, references."""

@@ -1,0 +1,1 @@
+"""Public operators: one file an operator, same stem as its spec."""

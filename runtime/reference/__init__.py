@@ -1,0 +1,1 @@
+"""PyTorch references, float32 and float64: the oracle and the CPU path."""

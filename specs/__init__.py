@@ -1,0 +1,1 @@
+"""Data: models, archs, operators."""
