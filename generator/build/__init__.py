@@ -1,0 +1,1 @@
+"""Compilation in killable worker processes, and the artifacts that come out."""
