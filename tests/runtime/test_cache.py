@@ -1,0 +1,245 @@
+"""The kernel cache: what it finds, what it refuses, what it keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dsv4.runtime import cache as cache_module
+from dsv4.runtime import trust
+from dsv4.runtime.artifact import Check, Evidence
+from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.errors import CacheRefused, Dsv4Warning, forget_said
+
+DEVICE = "NVIDIA H100 80GB HBM3"
+
+
+def find(cache: KernelCache, **changes: Any) -> str | None:
+    request: dict[str, Any] = {"dims": {"d": 64}, "variant": {"pdl": False}, "sizes": {"T": 9}, "device": None}
+    found = cache.find("rms_norm", "sm_90a", **{**request, **changes})
+    return found.manifest.key if found else None
+
+
+def foreign(monkeypatch: pytest.MonkeyPatch, owned: Path) -> None:
+    """``owned`` belongs to somebody else from now on."""
+    real = os.stat
+
+    def fake(path: Any, **options: Any) -> Any:
+        status = real(path, **options)
+        if Path(path) == owned:
+            return SimpleNamespace(st_uid=os.geteuid() + 4321, st_mode=status.st_mode)
+        return status
+
+    monkeypatch.setattr(trust.os, "stat", fake)
+
+
+def test_root_is_made_private(tmp_path: Path) -> None:
+    root = tmp_path / "deep" / "cache"
+    KernelCache(root)
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_root_from_environment_else_user_folder(fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert KernelCache().root == fresh_runtime
+    monkeypatch.delenv("DSV4_CACHE")
+    assert cache_module.default_root() == Path(cache_module.platformdirs.user_cache_path("dsv4-kernels"))
+
+
+def test_world_writable_root_is_refused_once(make: Any, fresh_runtime: Path) -> None:
+    make()
+    fresh_runtime.chmod(0o777)
+    with pytest.warns(Dsv4Warning, match=r"found mode 0777, world-writable; valid: mode 0775") as said:
+        cache = KernelCache()
+    assert "\n" not in str(said[0].message)
+    assert find(cache) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find(KernelCache()) is None
+    with pytest.raises(CacheRefused, match="world-writable"):
+        cache.choose("rms_norm", "sm_90a", device=DEVICE, dims={}, variant={}, bucket={}, key="a" * 32)
+
+
+def test_foreign_root_is_refused(make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    foreign(monkeypatch, fresh_runtime)
+    with pytest.warns(Dsv4Warning, match=r"found owner uid \d+; valid: uid \d+ or root"):
+        cache = KernelCache()
+    assert find(cache) is None and cache.kinds() == ()
+
+
+@pytest.mark.parametrize("what", ["folder", "manifest", "arch folder"])
+def test_foreign_or_writable_artifact_is_passed_over(
+    make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    make("b" * 32)
+    bad = make("c" * 32).folder
+    path = {"folder": bad, "manifest": bad / "manifest.json", "arch folder": bad.parent}[what]
+    foreign(monkeypatch, path)
+    with pytest.warns(Dsv4Warning, match="kernel refused: .*found owner"):
+        assert find(KernelCache()) == (None if what == "arch folder" else "b" * 32)
+    monkeypatch.undo()
+    path.chmod(0o777)
+    forget_said()
+    with pytest.warns(Dsv4Warning, match="kernel refused: .*world-writable"):
+        assert find(KernelCache(fresh_runtime)) == (None if what == "arch folder" else "b" * 32)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"manifest_schema": 1, "key"', "found no readable manifest"),
+        ("[1, 2]", "manifest_schema: found None; valid: 1"),
+        ('{"manifest_schema": 2}', "manifest_schema: found 2; valid: 1"),
+        ('{"manifest_schema": 1}', "key: found .*; valid: Field required"),
+    ],
+)
+def test_bad_manifest_is_said_in_one_line(make: Any, content: str, said: str) -> None:
+    make("b" * 32)
+    (make("c" * 32).folder / "manifest.json").write_text(content)
+    with pytest.warns(Dsv4Warning, match=f"kernel refused: .*{said}") as messages:
+        assert find(KernelCache()) == "b" * 32
+    assert len(messages) == 1 and "\n" not in str(messages[0].message)
+
+
+def test_manifest_must_lie_where_it_says(make: Any) -> None:
+    artifact = make("b" * 32)
+    artifact.folder.rename(artifact.folder.with_name("c" * 32))
+    with pytest.warns(Dsv4Warning, match=f"found a manifest of rms_norm/sm_90a/{'b' * 32}; valid: .*{'c' * 32}"):
+        assert find(KernelCache()) is None
+
+
+def test_half_written_folders_are_not_looked_at(make: Any) -> None:
+    hidden = make("b" * 32).folder
+    hidden.rename(hidden.with_name(".building-b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find(KernelCache()) is None
+
+
+def test_failed_check_is_not_served(make: Any) -> None:
+    make("b" * 32)
+    artifact = make("c" * 32)
+    passed = Check(rung="gpu", device="H100", when="2026-11-20T10:00:00Z", ok=True)
+    failed = passed.model_copy(update={"ok": False, "when": "2026-11-21T10:00:00Z"})
+    path = artifact.folder / "evidence.json"
+    path.write_text(Evidence(checks=(passed, failed)).model_dump_json())
+    with pytest.warns(Dsv4Warning, match="the gpu check on H100 failed at 2026-11-21"):
+        assert find(KernelCache()) == "b" * 32
+    path.write_text(Evidence(checks=(failed, passed)).model_dump_json())
+    assert find(KernelCache()) == "c" * 32
+
+
+def test_find_compares_dims_variant_and_bucket(make: Any) -> None:
+    make("b" * 32)
+    make("c" * 32, dims={"d": 128})
+    make("d" * 32, variant={"pdl": True})
+    make("e" * 32, is_default=False)
+    make("f" * 32, bucket={"T": [100, 200]})
+    make("1" * 32, bucket={"T": [300, None]})
+    cache = KernelCache()
+    assert find(cache) == "b" * 32
+    assert find(cache, dims={"d": 128}) == "c" * 32
+    assert find(cache, dims={"d": 72}) is None
+    assert find(cache, variant={"pdl": True}) == "d" * 32
+    assert find(cache, variant={}) is None
+    for rows, key in ((99, "b"), (100, "f"), (200, "f"), (201, "b"), (299, "b"), (300, "1"), (10**9, "1")):
+        assert find(cache, sizes={"T": rows}) == key * 32, rows
+
+
+def test_newest_default_and_most_static_wins(make: Any) -> None:
+    make("b" * 32)
+    make("c" * 32)
+    make("d" * 32, dims={})
+    cache = KernelCache()
+    assert find(cache) == "c" * 32
+    assert find(cache, dims={"d": 72}) == "d" * 32
+
+
+def test_refresh_sees_what_was_built_since(make: Any) -> None:
+    cache = KernelCache()
+    assert find(cache) is None
+    make("b" * 32)
+    assert find(cache) is None
+    cache.refresh()
+    assert find(cache) == "b" * 32
+
+
+def choose(cache: KernelCache, key: str, low: int = 0, high: int | None = None, device: str = DEVICE) -> None:
+    request: dict[str, Any] = {"dims": {"d": 64}, "variant": {"pdl": False}, "bucket": {"T": (low, high)}}
+    cache.choose("rms_norm", "sm_90a", device=device, key=key, **request)
+
+
+def test_choice_beats_default_on_its_device_and_bucket(make: Any) -> None:
+    make("b" * 32)
+    make("c" * 32, is_default=False)
+    cache = KernelCache()
+    choose(cache, "c" * 32, 1, 16)
+    assert find(cache, device=DEVICE) == "c" * 32
+    assert find(cache, device=DEVICE, sizes={"T": 17}) == "b" * 32
+    assert find(cache, device="NVIDIA H200") == "b" * 32
+    assert find(cache) == "b" * 32
+
+
+def test_choosing_again_replaces_and_keeps_others(make: Any, fresh_runtime: Path) -> None:
+    make("b" * 32)
+    make("c" * 32)
+    cache = KernelCache()
+    choose(cache, "b" * 32, 1, 16)
+    choose(cache, "b" * 32, 17, 64)
+    choose(cache, "c" * 32, 1, 16)
+    written = json.loads((fresh_runtime / "choices" / "rms_norm.sm_90a.json").read_text())
+    assert [(c["bucket"]["T"], c["key"][0]) for c in written] == [([17, 64], "b"), ([1, 16], "c")]
+    assert set(written[0]) == {"device", "dims", "variant", "bucket", "key"}
+    assert find(KernelCache(), device=DEVICE) == "c" * 32
+
+
+def test_candidates_end_with_the_defaults(make: Any) -> None:
+    make("b" * 32)
+    make("c" * 32)
+    cache = KernelCache()
+    choose(cache, "b" * 32)
+    found = cache.candidates("rms_norm", "sm_90a", {"d": 64}, {"pdl": False}, {"T": 3}, device=DEVICE)
+    assert [a.manifest.key[0] for a in found] == ["b", "c"]
+
+
+def test_damaged_choices_are_said_and_never_overwritten(make: Any, fresh_runtime: Path) -> None:
+    make("b" * 32)
+    path = fresh_runtime / "choices" / "rms_norm.sm_90a.json"
+    path.parent.mkdir(mode=0o700)
+    path.write_text('[{"device": "H100"}]')
+    cache = KernelCache()
+    with pytest.warns(Dsv4Warning, match=r"tuned choices refused, defaults serve: .*0\.dims: .*Field required"):
+        assert find(cache, device=DEVICE) == "b" * 32
+    with pytest.raises(CacheRefused, match="Field required"):
+        choose(cache, "b" * 32)
+    assert path.read_text() == '[{"device": "H100"}]'
+
+
+def test_choice_of_an_artifact_that_is_not_there(make: Any) -> None:
+    make("b" * 32)
+    with pytest.raises(CacheRefused, match=r"key: found 'ccc.*'; valid: the key of an artifact"):
+        choose(KernelCache(), "c" * 32)
+
+
+def test_choosing_is_atomic(make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("b" * 32)
+    cache = KernelCache()
+    choose(cache, "b" * 32)
+    path = fresh_runtime / "choices" / "rms_norm.sm_90a.json"
+    before = path.read_bytes()
+
+    def fails(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(cache_module.os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        choose(cache, "b" * 32, 5, 6)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".json" or p.name.startswith(".")] == [path.name]
