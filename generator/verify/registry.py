@@ -1,0 +1,80 @@
+"""Which module verifies which operator. An operator's module has ``cases``, ``judge`` and ``workload``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from dsv4.generator.verify.case import Case, Value, Verdict
+from dsv4.runtime.artifact import Scalar
+
+_MODULES = {
+    "fmha": "dsv4.generator.verify.fmha",
+    "rms_norm": "dsv4.generator.verify.rms_norm",
+}
+
+
+def operators() -> tuple[str, ...]:
+    """Operators that have verification cases."""
+    return tuple(sorted(_MODULES))
+
+
+def _module(op: str) -> ModuleType:
+    if op not in _MODULES:
+        raise ValueError(f"op: {op!r} has no verification cases; those that have: {', '.join(operators())}")
+    return importlib.import_module(_MODULES[op])
+
+
+def cases(
+    op: str,
+    dims: Mapping[str, int],
+    variant: Mapping[str, Scalar],
+    *,
+    config: Mapping[str, Scalar] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    empty: bool = False,
+) -> list[Case]:
+    """Adversarial cases for one kernel: its static ``dims``, its ``variant`` and the tile sizes in its ``config``.
+
+    The same arguments give the same inputs on the same device. ``empty`` adds the cases in which a tensor has no
+    elements, for which the public function launches no kernel. Raises ``ValueError`` for an operator without cases.
+    """
+    found: list[Case] = _module(op).cases(
+        dict(dims), dict(variant), config=dict(config or {}), seed=seed, device=torch.device(device)
+    )
+    return [case for case in found if empty or not case.is_empty]
+
+
+def judge(op: str, got: Mapping[str, torch.Tensor], case: Case) -> Verdict:
+    """Hold ``got`` (outputs by name) to ``case.expected`` by the operator's rule of accuracy."""
+    verdict: Verdict = _module(op).judge(dict(got), case)
+    return verdict
+
+
+def workload(
+    op: str,
+    dims: Mapping[str, int],
+    variant: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cuda",
+) -> dict[str, Value]:
+    """Random inputs and empty outputs by argument name, to be timed at ``sizes`` (the dynamic dimensions).
+
+    Raises ``ValueError`` naming a size that is missing or unknown.
+    """
+    module: Any = _module(op)
+    known: dict[str, int] = module.WORKLOAD_SIZES
+    unknown = set(sizes) - set(known)
+    if unknown:
+        raise ValueError(f"sizes: {op} has no dimension {sorted(unknown)[0]!r}; it has {', '.join(known)}")
+    values: dict[str, Value] = module.workload(
+        dict(dims), dict(variant), {**known, **sizes}, seed=seed, device=torch.device(device)
+    )
+    return values

@@ -1,0 +1,164 @@
+"""The measuring worker's own logic, on the CPU with Python functions as kernels; timing with made-up clocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dsv4.generator.spec import plan
+from dsv4.runtime.reference.rms_norm import rms_norm
+from dsv4.tuner import builders, measure, timing
+from dsv4.tuner.protocol import Event, Request
+
+DIMS = {"d": 64}
+
+
+def right(x, w, y, eps):
+    y.copy_(rms_norm(x, w, eps))
+
+
+def wrong(x, w, y, eps):
+    y.copy_(rms_norm(x, w, eps) * 1.01)
+
+
+def raising(x, w, y, eps):
+    raise ValueError("argument #0: bad stride\nwith a second line")
+
+
+KERNELS = {"right": right, "wrong": wrong, "raising": raising}
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    manifest = plan("rms_norm", "sm_90a", dims=DIMS)
+    order = {argument.name: place for place, argument in enumerate(manifest.contract.arguments)}
+
+    def read(folder: Path):
+        return SimpleNamespace(folder=folder, manifest=manifest)
+
+    def load(artifact):
+        function = KERNELS[artifact.folder.name]
+        return lambda *values: function(*(values[order[name]] for name in ("x", "w", "y", "eps")))
+
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    monkeypatch.setattr(measure.Artifact, "read", read)
+    measure._cases.clear()
+
+    def call(*names: str, well: bool = True) -> list[Event]:
+        monkeypatch.setattr(measure, "device_is_well", lambda: well)
+        out = tmp_path / "events"
+        out.unlink(missing_ok=True)
+        request = Request(artifacts=tuple(f"/cache/{name}" for name in names), sizes=())
+        try:
+            measure.serve(request, measure.Answer(out), load)
+        finally:
+            call.events = [Event.model_validate_json(line) for line in out.read_text().splitlines()]
+        return call.events
+
+    return call
+
+
+def test_right_wrong_and_failing_kernels_are_told_apart(serve):
+    events = serve("right", "wrong", "raising", "right")
+    told = [(event.event, event.artifact.rsplit("/", 1)[1]) for event in events]
+    assert told == [
+        ("begin", "right"), ("checked", "right"), ("begin", "wrong"), ("checked", "wrong"),
+        ("begin", "raising"), ("failed", "raising"), ("begin", "right"), ("checked", "right"),
+    ]  # fmt: skip
+    good, bad = events[1].data, events[3].data
+    assert good["ok"] and good["findings"] == [] and good["cases"] > 5 and good["cosine"] > 0.9999
+    assert not bad["ok"] and "T=1, normal: y:" in bad["findings"][0]
+    assert events[5].data["error"] == "ValueError: argument #0: bad stride"
+
+
+def test_after_a_device_error_the_worker_stops(serve):
+    with pytest.raises(ValueError, match="bad stride"):
+        serve("raising", "right", well=False)
+    assert [event.event for event in serve.events] == ["begin", "failed"]
+
+
+def test_cases_are_made_once_for_equal_tiles(monkeypatch):
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    one = SimpleNamespace(op="rms_norm", dims=DIMS, variant={}, config={"tile_m": 8, "stages": 1})
+    other = SimpleNamespace(op="rms_norm", dims=DIMS, variant={}, config={"tile_m": 8, "stages": 2})
+    measure._cases.clear()
+    assert measure.cases_for(one, 0) is measure.cases_for(other, 0)
+    assert measure.cases_for(one, 1) is not measure.cases_for(one, 0)
+
+
+class Clock:
+    """A kernel whose rounds take the given times, in turn."""
+
+    copies = 3
+
+    def __init__(self, name: str, times: list[float], log: list[str]) -> None:
+        self.name, self.times, self.log = name, times, log
+
+    def round_us(self) -> float:
+        self.log.append(self.name)
+        return self.times[self.log.count(self.name) % len(self.times)]
+
+
+def test_a_comparison_takes_turns_and_pairs_the_rounds():
+    log: list[str] = []
+    # The machine slows down by half in every other round; pairs see it on both sides.
+    found = timing.compare(Clock("a", [10.0, 15.0], log), Clock("b", [8.0, 12.0], log), {"T": 5}, rounds=8)  # type: ignore[arg-type]
+    assert found["ratio"] == pytest.approx(0.8)
+    assert log[2:10] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert found["first"]["rounds"] == 8 and found["first"]["sizes"] == {"T": 5}
+
+
+def test_a_measurement_is_the_median_of_its_rounds():
+    summary = timing.summary({"T": 1}, [3.0, 1.0, 2.0, 100.0, 2.5], copies=4)
+    assert summary.median_us == 2.5 and summary.low_us == 2.0 and summary.high_us == 3.0 and summary.input_copies == 4
+
+
+@pytest.mark.parametrize(
+    ("bytes_each", "free", "copies"), [(1 << 20, 1 << 34, 32), (40 << 20, 1 << 34, 3), (1 << 30, 1 << 30, 1)]
+)
+def test_inputs_rotate_through_twice_the_l2(monkeypatch, bytes_each, free, copies):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+    assert timing.input_copies([torch.empty(bytes_each, dtype=torch.uint8, device="meta"), 1.0, None]) == copies
+
+
+def test_prebuilt_kernels_are_found_by_what_they_are(tmp_path: Path):
+    plans = [plan("rms_norm", "sm_90a", dims={"d": columns}) for columns in (512, 1024, 4096)]
+    old = json.loads(json.dumps(plans[1].spec_sha256))[::-1]
+
+    def artifact(made, spec_sha256):
+        manifest = SimpleNamespace(**made.identity, spec_sha256=spec_sha256)
+        return SimpleNamespace(folder=tmp_path / made.name, manifest=manifest)
+
+    cache = SimpleNamespace(
+        root=tmp_path,
+        artifacts=lambda op, arch: (artifact(plans[0], plans[0].spec_sha256), artifact(plans[1], old)),
+    )
+    prebuilt = builders.Prebuilt(cache)  # type: ignore[arg-type]
+    assert prebuilt.available(plans) == plans[:1]
+    seen: list[str | None] = []
+    built = prebuilt.build(plans, lambda one: seen.append(one.error))
+    assert built[0].artifact == tmp_path / plans[0].name
+    assert [one.artifact for one in built[1:]] == [None, None]
+    assert seen[0] is None and "not in the cache" in str(seen[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_replay_times_a_copy_near_the_memory_bandwidth():
+    """64 MB read and 64 MB written: no GPU of these archs takes less than 15 µs or more than 1 ms."""
+
+    def copy(source, target):
+        target.copy_(source)
+
+    def arguments():
+        source = torch.randn(16 << 20, device="cuda")
+        return [source, torch.empty_like(source)]
+
+    found = timing.measure(timing.Replayed(copy, arguments), {"n": 1}, rounds=5)
+    assert 15 < found.median_us < 1000 and found.low_us <= found.median_us <= found.high_us

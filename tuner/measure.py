@@ -1,0 +1,154 @@
+"""The measuring worker: loads compiled kernels, checks them against the reference, times them. One process, one GPU.
+
+    python -m dsv4.tuner.measure --out EVENTS < REQUEST.json
+
+It needs the runtime only, no compiler and no search library. It answers in lines (see ``protocol``) and stops at the
+first CUDA error, because after one nothing that this process says of the device can be trusted: whoever started it
+starts another for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv4.generator.verify import Case, cases, run_case, workload
+from dsv4.generator.verify.run import bind
+from dsv4.runtime.artifact import Contract, Manifest
+from dsv4.runtime.cache import Artifact
+from dsv4.runtime.loader import load
+from dsv4.tuner import timing
+from dsv4.tuner.protocol import Event, EventKind, Request
+
+DEVICE = "cuda"
+DEVICE_FAILED = 3
+"""Exit code after a CUDA error."""
+
+Kernel = Callable[..., Any]
+_cases: dict[str, list[Case]] = {}
+
+
+class Answer:
+    """The file of lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("a", buffering=1)
+
+    def say(self, event: EventKind, artifact: str = "", **data: Any) -> None:
+        self._stream.write(Event(event=event, artifact=artifact, data=data).model_dump_json() + "\n")
+        self._stream.flush()
+
+
+def cases_for(manifest: Manifest, seed: int) -> list[Case]:
+    """Made once for all kernels whose cases are the same (those whose tile sizes agree)."""
+    tiles = {name: value for name, value in manifest.config.items() if name.startswith("tile")}
+    known = json.dumps([manifest.op, manifest.dims, manifest.variant, tiles, seed], sort_keys=True)
+    if known not in _cases:
+        _cases[known] = cases(manifest.op, manifest.dims, manifest.variant, config=tiles, seed=seed, device=DEVICE)
+    return _cases[known]
+
+
+def check(kernel: Kernel, manifest: Manifest, seed: int) -> dict[str, Any]:
+    """Run every case. ``findings`` has the failed ones' first lines, ``cosine`` and the rest are the worst seen."""
+    verdicts = [(case, run_case(kernel, manifest.contract, case)) for case in cases_for(manifest, seed)]
+    findings = [f"{case.name}: {verdict.findings[0]}" for case, verdict in verdicts if not verdict.ok]
+    return {
+        "ok": not findings,
+        "cases": len(verdicts),
+        "cosine": min(verdict.cosine for _, verdict in verdicts),
+        "rel_l2": max(verdict.rel_l2 for _, verdict in verdicts),
+        "max_abs": max(verdict.max_abs for _, verdict in verdicts),
+        "findings": findings,
+    }
+
+
+def replayed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int) -> timing.Replayed:
+    contract: Contract = manifest.contract
+
+    def make_arguments() -> list[Any]:
+        return bind(contract, workload(manifest.op, manifest.dims, manifest.variant, sizes, seed=seed, device=DEVICE))
+
+    return timing.Replayed(kernel, make_arguments)
+
+
+def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
+    """Answer ``request``; a CUDA error ends it with ``torch.AcceleratorError`` after it was reported."""
+    if request.compare:
+        first, second = (Artifact.read(Path(folder)) for folder in request.artifacts)
+        kernels = load_kernel(first), load_kernel(second)
+        answer.say("begin", request.artifacts[1])
+        for sizes in request.sizes:
+            both = [
+                replayed(kernel, artifact.manifest, sizes, request.seed)
+                for kernel, artifact in zip(kernels, (first, second), strict=True)
+            ]
+            answer.say("compared", request.artifacts[1], **timing.compare(both[0], both[1], sizes, request.rounds))
+            del both
+        return
+    for folder in request.artifacts:
+        answer.say("begin", folder)
+        try:
+            artifact = Artifact.read(Path(folder))
+            kernel = load_kernel(artifact)
+            if request.check:
+                outcome = check(kernel, artifact.manifest, request.seed)
+                answer.say("checked", folder, **outcome)
+                if not outcome["ok"]:
+                    continue
+            for sizes in request.sizes:
+                run = replayed(kernel, artifact.manifest, sizes, request.seed)
+                answer.say("measured", folder, **timing.measure(run, sizes, request.rounds).model_dump())
+                del run
+        except Exception as error:
+            answer.say("failed", folder, error=one_line(error))
+            if not device_is_well():
+                raise
+
+
+def device_is_well() -> bool:
+    """Whether the device still computes; false after an illegal access or any other sticky error."""
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(4, device=DEVICE).sum()) == 4.0
+    except RuntimeError:
+        return False
+
+
+def one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dsv4.tuner.measure", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="file that the lines are appended to")
+    answer = Answer(parser.parse_args(argv).out)
+    request = Request.model_validate_json(sys.stdin.read())
+    if not torch.cuda.is_available():
+        answer.say("failed", error="no CUDA device: torch sees none")
+        return 2
+    torch.cuda.set_device(request.device_index)
+    capability = torch.cuda.get_device_capability()
+    if not device_is_well():
+        answer.say("failed", error="the device does not compute: an earlier kernel may have left it broken")
+        return DEVICE_FAILED
+    answer.say("ready", device=torch.cuda.get_device_name(), capability=list(capability))
+    try:
+        serve(request, answer, lambda artifact: load(artifact, capability))
+    except Exception as error:
+        print(one_line(error), file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(DEVICE_FAILED)  # no destructor may touch the broken device
+    answer.say("end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

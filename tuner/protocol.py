@@ -1,0 +1,54 @@
+"""What the tuner asks its measuring worker, and the lines that the worker answers with.
+
+One JSON object a line, appended to a file and flushed: whatever happens to the worker, the lines before it count.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Sizes = dict[str, int]
+EventKind = Literal["ready", "begin", "checked", "measured", "compared", "failed", "end"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Request(_Strict):
+    """Work for one worker process.
+
+    ``artifacts`` are folders of compiled kernels. Each is checked against the reference (``check``), and those that
+    pass are timed at each of ``sizes``. With ``compare`` there are exactly two artifacts, which are not checked but
+    timed in alternating rounds at each of ``sizes``.
+    """
+
+    artifacts: tuple[str, ...]
+    sizes: tuple[Sizes, ...]
+    check: bool = True
+    compare: bool = False
+    seed: int = 0
+    rounds: int = Field(default=15, ge=3)
+    device_index: int = 0
+
+
+class Event(_Strict):
+    """One line of the answer; ``artifact`` is the folder that it is about."""
+
+    event: EventKind
+    artifact: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class Timing(_Strict):
+    """Microseconds of one kernel call in a replayed CUDA graph: the median of the rounds and their quartiles."""
+
+    sizes: Sizes
+    median_us: float
+    low_us: float
+    high_us: float
+    rounds: int
+    input_copies: int
+    """How many copies of the inputs the calls rotate through, so that the L2 cache does not hold the next one's."""

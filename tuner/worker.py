@@ -1,0 +1,178 @@
+"""Run measuring workers: each in a process group of its own, under a time limit, and only the culprit pays for a hang.
+
+A worker that hangs, faults or dies is killed with its group; the artifact that it was at is reported as failed and a
+fresh worker takes the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsv4.tuner.protocol import Event, Request, Timing
+
+START_LIMIT_S = 120.0
+"""Importing torch and making a CUDA context, on a machine that is busy compiling."""
+
+MEASURE = (sys.executable, "-m", "dsv4.tuner.measure")
+
+
+class WorkerError(Exception):
+    """No worker can be had: it does not start, or the device does not come back. One line."""
+
+
+@dataclass
+class Outcome:
+    """What became of one artifact. ``error`` is one line; ``checked`` is the check's data where one was made."""
+
+    artifact: str
+    checked: dict[str, Any] | None = None
+    timings: list[Timing] = field(default_factory=list)
+    compared: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+    device: str = ""
+
+    @property
+    def failure(self) -> str | None:
+        """Why this artifact is out, or ``None``."""
+        if self.error:
+            return self.error
+        if self.checked and not self.checked["ok"]:
+            return str(self.checked["findings"][0])
+        return None
+
+
+def run(
+    request: Request,
+    *,
+    limit_s: float,
+    progress: Callable[[Outcome], None] = lambda outcome: None,
+    command: Sequence[str] = MEASURE,
+    start_limit_s: float = START_LIMIT_S,
+) -> list[Outcome]:
+    """Answer ``request``, in as many worker processes as it takes; one outcome per artifact, in their order.
+
+    ``limit_s`` bounds the time that a worker may be silent after it began an artifact. Raises ``WorkerError`` where a
+    worker does not get ready. In a comparison there is one outcome, that of the second artifact.
+    """
+    wanted = request.artifacts[1:] if request.compare else request.artifacts
+    outcomes: dict[str, Outcome] = {}
+    while left := [folder for folder in wanted if folder not in outcomes]:
+        part = request if request.compare else request.model_copy(update={"artifacts": tuple(left)})
+        for outcome in _one_worker(part, tuple(left), limit_s, command, start_limit_s):
+            outcomes[outcome.artifact] = outcome
+            progress(outcome)
+    return [outcomes[folder] for folder in wanted]
+
+
+def _one_worker(
+    request: Request, wanted: tuple[str, ...], limit_s: float, command: Sequence[str], start_limit_s: float
+) -> list[Outcome]:
+    """Outcomes of the artifacts that this worker got to, at least one."""
+    with tempfile.TemporaryDirectory(prefix="dsv4-measure-") as folder:
+        events, log = Path(folder) / "events", Path(folder) / "log"
+        events.touch()
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, "--out", str(events)],
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(request.model_dump_json().encode())
+                process.stdin.close()
+            seen, why = _watch(process, events, limit_s, start_limit_s)
+        finally:
+            kill_group(process)
+        if why and not any(event.event == "begin" for event in seen):
+            said = [event.data["error"] for event in seen if event.event == "failed"]
+            raise WorkerError(f"the measuring worker did not get ready: {said[0] if said else why + _tail(log)}")
+        outcomes = _collect(seen)
+        if not outcomes:
+            raise WorkerError(f"the measuring worker did nothing of what was asked{_tail(log)}")
+        last = outcomes[-1]
+        finished = any(event.event == "end" for event in seen)
+        if not finished and last.error is None:
+            last.error = f"{why}{_tail(log)}"
+        if finished:
+            reached = {outcome.artifact for outcome in outcomes}
+            outcomes += [Outcome(folder, error="the worker left it out") for folder in wanted if folder not in reached]
+        return outcomes
+
+
+def _watch(
+    process: subprocess.Popen[bytes], events: Path, limit_s: float, start_limit_s: float
+) -> tuple[list[Event], str]:
+    """Read lines until the worker ends or is silent for too long. All events, and why it ended (empty if well)."""
+    seen: list[Event] = []
+    pending = ""
+    deadline = time.monotonic() + start_limit_s
+    with events.open() as stream:
+        while True:
+            ended = process.poll() is not None
+            pending += stream.read()
+            *lines, pending = pending.split("\n")
+            if lines:
+                seen += [Event.model_validate_json(line) for line in lines]
+                if seen[-1].event in ("ready", "begin", "checked", "measured", "compared", "failed"):
+                    deadline = time.monotonic() + (start_limit_s if seen[-1].event == "ready" else limit_s)
+            if ended:
+                code = process.returncode
+                well = code == 0 and any(event.event == "end" for event in seen)
+                return seen, "" if well else _exit_words(code)
+            if time.monotonic() > deadline:
+                began = any(event.event == "begin" for event in seen)
+                return seen, f"no answer within {limit_s if began else start_limit_s:g} s: killed"
+            time.sleep(0.02)
+
+
+def _collect(seen: list[Event]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    device = ""
+    for event in seen:
+        if event.event == "ready":
+            device = str(event.data["device"])
+        elif event.event == "begin":
+            outcomes.append(Outcome(event.artifact, device=device))
+        elif event.event == "checked":
+            outcomes[-1].checked = event.data
+        elif event.event == "measured":
+            outcomes[-1].timings.append(Timing.model_validate(event.data))
+        elif event.event == "compared":
+            outcomes[-1].compared.append(event.data)
+        elif event.event == "failed" and outcomes:
+            outcomes[-1].error = str(event.data["error"])
+    return outcomes
+
+
+def _exit_words(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"the worker was ended by {signal.Signals(-code).name}"
+    return f"the worker ended with exit code {code}"
+
+
+def _tail(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").strip().splitlines() if line.strip()]
+    return f" ({lines[-1].strip()[:200]})" if lines else ""
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End the worker and everything that it started. It leads its own group, which lives as long as it is unreaped."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
