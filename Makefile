@@ -22,7 +22,7 @@ test: setup lint ## the whole suite, on any machine (tests that need a GPU are s
 lint: setup ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@cd .venv && bin/mypy --config-file ../pyproject.toml  # from where the installed dsv4, not the folder dsv4/, is found
 
 sweep: setup ## the long sweeps that CI does not run
 	@$(BIN)/python -m pytest -m sweep

@@ -1,0 +1,1 @@
+"""The commands of `dsv4-gen`, one file each."""
