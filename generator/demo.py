@@ -22,7 +22,7 @@ from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.resources import Refused
 from dsv4.generator.spec import default_plans, list_archs, list_models, list_ops, load_op, plan
 from dsv4.generator.verify import Case, cases, judge
-from dsv4.generator.verify.climb import pick_device, verify_artifact
+from dsv4.generator.verify.climb import verify_artifacts
 from dsv4.runtime.cache import Artifact, KernelCache
 
 IMPOSSIBLE: tuple[tuple[str, str, dict[str, int], dict[str, int]], ...] = (
@@ -65,10 +65,9 @@ def main() -> int:
     bad = 0
     built = [Artifact.read(result.artifact) for result in results if result.artifact and not result.error]
     with progress_bar("verify", len(built)) as advance:
-        for artifact in built:
-            report = verify_artifact(artifact, pick_device("auto", artifact), timeout=VERIFY_SECONDS)
+        for report in verify_artifacts(built, "auto", timeout=VERIFY_SECONDS):
             bad += not report.ok
-            advance(f"{artifact.manifest.name}: {report.device}, {'; '.join(report.findings) or 'no findings'}")
+            advance(f"{report.manifest.name}: {report.device}, {'; '.join(report.findings) or 'no findings'}")
     out.print(f"  {len(built)} kernels, {bad} with findings; cache: {cache.root}", highlight=False)
 
     out.print(Rule("5. run the operators through the runtime"))

@@ -11,7 +11,7 @@ from rich.table import Table
 from dsv4.generator.commands import select
 from dsv4.generator.commands.listing import pairs
 from dsv4.generator.console import CheckFailed, UsageError, print_json, print_table, progress_bar
-from dsv4.generator.verify.climb import DEVICES, Report, pick_device, verify_artifact
+from dsv4.generator.verify.climb import DEVICES, Report, verify_artifacts
 
 
 def verify_kernels(
@@ -36,9 +36,9 @@ def verify_kernels(
         raise UsageError(f"nothing to verify in {cache.root}: build something first ('dsv4-gen build')")
     reports: list[Report] = []
     with progress_bar("verify", len(chosen)) as advance:
-        for artifact in chosen:
-            reports.append(verify_artifact(artifact, pick_device(device, artifact), seed=seed, timeout=timeout))
-            advance(artifact.manifest.name)
+        for report in verify_artifacts(chosen, device, seed=seed, timeout=timeout):
+            reports.append(report)
+            advance(report.manifest.name)
     if json:
         print_json({"kernels": [row(report) for report in reports]})
     else:

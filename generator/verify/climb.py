@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from dsv4.generator.build.evidence import add_check, new_check
 from dsv4.generator.ptx_checks import check_ptx
+from dsv4.generator.verify.gpu_client import GpuClient, GpuFailure
 from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.errors import ArtifactRefused
@@ -47,26 +44,32 @@ def pick_device(asked: str, artifact: Artifact) -> str:
     return "gpu" if torch.cuda.get_device_capability() in artifact.manifest.compute_capabilities else "cpu"
 
 
-def verify_artifact(artifact: Artifact, device: str, *, seed: int = 0, timeout: float = 120.0) -> Report:
-    """Check ``artifact`` on ``device`` (``cpu`` or ``gpu``) and record the outcome.
+def verify_artifacts(
+    artifacts: Iterable[Artifact], device: str, *, seed: int = 0, timeout: float = 120.0
+) -> Iterator[Report]:
+    """Check each artifact on ``device`` (one of DEVICES), record the outcome in its evidence, and yield the report.
 
     On the CPU nothing is executed: the artifact's integrity, its predicted against its used resources and the static
-    rules over its PTX. On the GPU all cases of the operator run in a child process, killed after ``timeout`` seconds.
+    rules over its PTX. On the GPU all cases of the operator run in a worker process, which is killed when it is silent
+    for ``timeout`` seconds: only the kernel that it was at fails.
     """
-    report = _on_gpu(artifact, seed, timeout) if device == "gpu" else _on_cpu(artifact)
-    check = new_check(
-        "gpu" if device == "gpu" else "compiled",
-        report.ok,
-        device=report.device if device == "gpu" else None,
-        cases=report.cases,
-        cosine=report.cosine,
-        rel_l2=report.rel_l2,
-        max_abs=report.max_abs,
-        findings=list(report.findings[:8]),
-        seed=seed,
-    )
-    add_check(artifact.folder, check)
-    return report
+    with GpuClient(seed=seed, timeout=timeout) as client:
+        for artifact in artifacts:
+            on_gpu = pick_device(device, artifact) == "gpu"
+            report = _on_gpu(artifact, client) if on_gpu else _on_cpu(artifact)
+            check = new_check(
+                "gpu" if on_gpu else "compiled",
+                report.ok,
+                device=report.device if on_gpu else None,
+                cases=report.cases,
+                cosine=report.cosine,
+                rel_l2=report.rel_l2,
+                max_abs=report.max_abs,
+                findings=list(report.findings[:8]),
+                seed=seed,
+            )
+            add_check(artifact.folder, check)
+            yield report
 
 
 def _on_cpu(artifact: Artifact) -> Report:
@@ -85,22 +88,12 @@ def _on_cpu(artifact: Artifact) -> Report:
     return Report(manifest, "cpu", tuple(findings))
 
 
-def _on_gpu(artifact: Artifact, seed: int, timeout: float) -> Report:
+def _on_gpu(artifact: Artifact, client: GpuClient) -> Report:
     manifest = artifact.manifest
-    command = [sys.executable, "-m", "dsv4.generator.verify.child", str(artifact.folder), "--seed", str(seed)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        printed, complaints = child.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return Report(manifest, "gpu", (f"killed after {timeout:.0f} s: the kernel hangs or is far too slow",))
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if child.returncode:
-        last = complaints.strip().splitlines()[-1] if complaints.strip() else f"exit code {child.returncode}"
-        return Report(manifest, "gpu", (f"the kernel's process failed: {last}",))
-    found = json.loads(printed.splitlines()[-1])
+        found = client.verify(artifact.folder)
+    except GpuFailure as failure:
+        return Report(manifest, "gpu", (str(failure),))
     return Report(
         manifest,
         found["device"],

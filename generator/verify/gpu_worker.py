@@ -1,12 +1,14 @@
-"""Verify one artifact on this process's GPU and print one JSON object: started by `climb`, killed if it hangs.
+"""Verify artifacts on this process's GPU, a JSON line each: started by `gpu_client`, killed if one hangs.
 
-Needs the runtime and torch only. ``python -m dsv4.generator.verify.child FOLDER --seed 0``
+Needs the runtime and torch only. A folder a line comes in on standard input; ``{"begin": folder}`` is printed before a
+kernel first runs and the outcome after it, so that whoever waits knows which one hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from dsv4.runtime.loader import load
 def verify_on_gpu(folder: Path, seed: int) -> dict[str, Any]:
     """Every case of the artifact's operator on the current CUDA device.
 
-    Returns ``{"device", "cases", "cosine", "rel_l2", "max_abs", "findings"}``: the worst figures over all cases and
-    each finding with the name of its case.
+    Returns ``{"device", "cases", "cosine", "rel_l2", "max_abs", "findings", "verdicts"}``: the worst figures over all
+    cases, each finding with the name of its case, and the verdict on each case.
     """
     artifact = Artifact.read(folder)
     manifest = artifact.manifest
@@ -43,10 +45,12 @@ def verify_on_gpu(folder: Path, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(json.dumps(verify_on_gpu(options.folder, options.seed), default=str))
+    seed = parser.parse_args().seed
+    for line in sys.stdin:
+        folder = line.rstrip("\n")
+        print(json.dumps({"begin": folder}), flush=True)
+        print(json.dumps({"folder": folder, **verify_on_gpu(Path(folder), seed)}, default=str), flush=True)
 
 
 if __name__ == "__main__":
