@@ -1,0 +1,1 @@
+"""What every operator benchmark shares: timing, rounds, controls, results."""

@@ -1,0 +1,67 @@
+"""What one operator's benchmark has to say: its cases, its peers, its inputs, its check, its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Inputs = dict[str, Any]
+"""Arguments by name, outputs included; every call that writes into one takes it from here."""
+Call = Callable[[Inputs], Any]
+"""Runs a peer once on a set of inputs, asynchronously, and returns its output."""
+
+
+class Unavailable(Exception):
+    """A peer that cannot take part, with the reason in one line (not installed; a shape that it does not have)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: a label that is unique within the operator, and the sizes that it stands for."""
+
+    label: str
+    sizes: Mapping[str, int | bool]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The fewest bytes of device memory that a call must move, and the floating-point operations that it must do."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation. ``prepare`` gives the call for a case or raises :class:`Unavailable`.
+
+    ``shown``: whether it gets a column in the README's table.
+    """
+
+    name: str
+    prepare: Callable[[Case], Call]
+    about: str = ""
+    versions: Callable[[], Mapping[str, str]] = field(default=dict)
+    shown: bool = True
+
+
+class OperatorBenchmark(Protocol):
+    """An operator to be measured. ``ours`` names the peer that the ratios are taken against."""
+
+    op: str
+    ours: str
+
+    def cases(self) -> Sequence[Case]: ...
+
+    def peers(self) -> Sequence[Peer]: ...
+
+    def make_inputs(self, case: Case, seed: int) -> Inputs:
+        """Random inputs on the GPU and outputs full of NaN; another seed gives other inputs."""
+        ...
+
+    def check(self, case: Case, inputs: Inputs, output: Any) -> Mapping[str, float]:
+        """Errors of ``output`` against a float64 result, by name; raises ``ValueError`` where it is wrong."""
+        ...
+
+    def work(self, case: Case) -> Work: ...

@@ -1,0 +1,112 @@
+"""Write the README's tables from the newest dated results: ``python -m benchmarks.readme_tables --write``.
+
+A table stands between ``<!-- tables: OP -->`` and ``<!-- /tables -->``. For each device the newest result of the
+operator that is not void is taken. Without --write the README is compared with what would be written: exit code 1 if it
+differs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.harness.result import RESULTS, read
+
+README = Path(__file__).parent.parent / "README.md"
+SECTION = re.compile(r"(<!-- tables: (?P<op>\w+) -->\n)(?P<body>.*?)(<!-- /tables -->)", re.DOTALL)
+MODES = ("cold", "warm")
+
+
+def newest(folder: Path, op: str) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, result) of ``op``, one for each device: the newest by date that is not void."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"*_{op}*.json")):
+        result = read(path)
+        if result["op"] != op or result["void"]:
+            continue
+        device = result["device"]["name"]
+        if device not in found or result["date"] >= found[device][1]["date"]:
+            found[device] = (path.name, result)
+    return [found[device] for device in sorted(found)]
+
+
+def tables(results: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """The Markdown of one operator: a table and its provenance for each result, or a sentence where there is none."""
+    blocks = [one_table(name, result) for name, result in results]
+    return "\n".join(blocks) if blocks else "Not measured yet.\n"
+
+
+def one_table(name: str, result: Mapping[str, Any]) -> str:
+    """A line a case, a column a peer: median µs a call, cold / warm, and for peers the multiple of ours."""
+    ours = result["ours"]
+    peers = [ours, *(peer for peer in result["shown"] if peer != ours)]
+    header = ["case", *peers, f"{ours}, of copy", "of product"]
+    lines = [row(header), row(["---", *["---:"] * (len(header) - 1)])]
+    for case in result["cases"]:
+        cells = [case["label"], *(cell(case["peers"].get(peer), is_ours=peer == ours) for peer in peers)]
+        achieved = case["peers"].get(ours, {}).get("achieved", {}).get("cold")
+        cells += [f"{100 * achieved[key]:.0f} %" if achieved else "–" for key in ("of_copy", "of_product")]
+        lines.append(row(cells))
+    top, device = result["ceilings"], result["device"]
+    lines += [
+        "",
+        f"Median µs a call by CUDA-graph replay, L2 cold / warm; in brackets the time over ours. {device['name']}, "
+        f"driver {device.get('driver', 'unknown')}, torch {result['versions']['torch']}, {result['date'][:10]}; in the "
+        f"same run: copy {top['copy_gb_s']:.0f} GB/s, 8192³ product {top['product_tflops']:.0f} TFLOP/s, empty graph "
+        f"node {top['empty_node_us']:.2f} µs. "
+        f"[{name}](benchmarks/results/{name})",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def cell(peer: Mapping[str, Any] | None, *, is_ours: bool) -> str:
+    """``2.31 / 1.80 (1.15× / 1.17×)``; ``–`` where the peer was skipped or absent."""
+    if peer is None or "skipped" in peer:
+        return "–"
+    medians = [peer[mode]["median_us"] for mode in MODES]
+    text = " / ".join(f"{median_us:.2f}" if median_us < 100 else f"{median_us:.1f}" for median_us in medians)
+    ratios = [peer["ours_over_this"].get(mode) for mode in MODES]
+    if is_ours or not all(ratios):
+        return text
+    return f"{text} ({' / '.join(f'{1 / ratio:.2f}×' for ratio in ratios)})"
+
+
+def row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def rewritten(readme: str, folder: Path) -> str:
+    """``readme`` with every marked section written anew. Raises ``ValueError`` where there is none."""
+    if not SECTION.search(readme):
+        raise ValueError("README: found no section <!-- tables: OP --> … <!-- /tables -->; valid: at least one")
+    return SECTION.sub(lambda match: match[1] + tables(newest(folder, match["op"])) + match[4], readme)
+
+
+def run(
+    write: Annotated[bool, typer.Option("--write", help="Write the README; without it, only compare.")] = False,
+    readme: Annotated[Path, typer.Option(help="The file with the marked sections.")] = README,
+    folder: Annotated[Path, typer.Option("--results", help="The folder of dated results.")] = RESULTS,
+) -> None:
+    """Write the README's tables from the newest dated results, or say whether they are up to date."""
+    err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    text = readme.read_text(encoding="utf-8")
+    try:
+        wanted = rewritten(text, folder)
+    except ValueError as error:
+        err.print(str(error))
+        raise typer.Exit(1) from None
+    if write:
+        readme.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        err.print(f"{readme}: the tables are not those of {folder}; valid: run make tables")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(run)
