@@ -1,6 +1,6 @@
 """Host cost of the public operators above the bare call of the kernel's host function, in one process.
 
-    python -m benchmarks.host_cost [--rounds 15] [--json]
+    python -m benchmarks.host_cost [--rounds 15] [--json] [--out FILE]
 
 Without a GPU a compiled stub that does nothing stands in for the kernel, which leaves the operator's own Python and
 torch's bookkeeping: the same code, another machine. With a GPU the kernels of ``$DSV4_CACHE`` are called. Each round
@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +113,21 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, ``None`` where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0] if said else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="write the JSON object to this file as well")
     choice = parser.parse_args()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -124,8 +138,22 @@ def main() -> None:
         dispatch.serve = lambda request: stub  # type: ignore[assignment,return-value]
         name = "CPU, stub kernels"
     results = {case: measure(ways, choice.rounds) for case, ways in ways_to_call(device).items()}
+    record = {
+        "device": name,
+        "driver": driver_version() if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_1_minute": os.getloadavg()[0],
+        "rounds": choice.rounds,
+        "calls_per_round": CALLS_PER_ROUND,
+        "limits_us": LIMITS_US,
+        "us": results,
+    }
+    if choice.out is not None:
+        choice.out.write_text(json.dumps(record, indent=1) + "\n")
     if choice.json:
-        print(json.dumps({"device": name, "torch": torch.__version__, "limits_us": LIMITS_US, "us": results}))
+        print(json.dumps(record))
         return
     print(f"host cost, µs a call ({name}, torch {torch.__version__})")
     for case, times in results.items():

@@ -44,7 +44,8 @@ def tables(results: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
 def one_table(name: str, result: Mapping[str, Any]) -> str:
     """A line a case, a column a peer: median µs a call, cold / warm, and for peers the multiple of ours."""
     ours = result["ours"]
-    peers = [ours, *(peer for peer in result["shown"] if peer != ours)]
+    measured = {peer for case in result["cases"] for peer, timing in case["peers"].items() if "skipped" not in timing}
+    peers = [ours, *(peer for peer in result["shown"] if peer != ours and peer in measured)]
     header = ["case", *peers, f"{ours}, of copy", "of product"]
     lines = [row(header), row(["---", *["---:"] * (len(header) - 1)])]
     for case in result["cases"]:
