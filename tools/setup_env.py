@@ -92,7 +92,7 @@ def main() -> None:
         ENV / "dependencies.stamp",
         fingerprint(constraints.encode(), project),
         "packages",
-        (*pip, "-c", str(used), "setuptools", "wheel"),
+        (*pip, "-c", str(used), "setuptools>=77", "wheel"),
         (*pip, "-c", str(used), "-e", f".[{EXTRA}]", *strict),
     )
     step(
