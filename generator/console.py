@@ -47,6 +47,16 @@ def parse_assignments(option: str, pairs: list[str]) -> dict[str, bool | int | f
     return values
 
 
+def parse_sizes(option: str, pairs: list[str]) -> dict[str, int]:
+    """``["D=128"]`` as a dict of whole numbers. Raises UsageError as ``parse_assignments`` does, and for other values."""
+    sizes: dict[str, int] = {}
+    for name, size in parse_assignments(option, pairs).items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise UsageError(f"{option}: found '{name}={size}'; valid: a whole number")
+        sizes[name] = size
+    return sizes
+
+
 def parse_value(text: str) -> bool | int | float | str:
     lowered = text.lower()
     if lowered in ("true", "false"):

@@ -12,7 +12,16 @@ from rich.table import Table
 
 from dsv4.generator.cli import run
 from dsv4.generator.commands import select
-from dsv4.generator.console import CheckFailed, UsageError, err, out, parse_assignments, print_json, print_table
+from dsv4.generator.console import (
+    CheckFailed,
+    UsageError,
+    err,
+    out,
+    parse_assignments,
+    parse_sizes,
+    print_json,
+    print_table,
+)
 from dsv4.generator.kernel import KernelPlan
 from dsv4.runtime.cache import KernelCache
 from dsv4.tuner import shapes, target
@@ -56,11 +65,7 @@ def make_target(
 ) -> Target:
     """The options of every command as a target. Raises UsageError."""
     select.Selection(op, arch, model)
-    sizes: dict[str, int] = {}
-    for name, size in parse_assignments("--dims", dims).items():
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise UsageError(f"--dims: found '{name}={size}'; valid: a whole number")
-        sizes[name] = size
+    sizes = parse_sizes("--dims", dims)
     return Target(op, arch, model, sizes, parse_assignments("--variant", variant), parse_assignments("--set", pinned))
 
 

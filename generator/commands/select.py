@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsv4.generator.console import UsageError, parse_assignments
+from dsv4.generator.console import UsageError, parse_assignments, parse_sizes
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec import default_plans, list_archs, list_models, list_ops, load_op, plan
 from dsv4.runtime.cache import Artifact, KernelCache
@@ -64,7 +64,7 @@ class Selection:
             self.op,
             arch,
             model=self.model,
-            dims=parse_assignments("--dims", self.dims),
+            dims=parse_sizes("--dims", self.dims),
             variant=parse_assignments("--variant", self.variant),
             config=parse_assignments("--set", self.config),
         )
