@@ -22,7 +22,8 @@ test: setup lint ## the whole suite, on any machine (tests that need a GPU are s
 lint: setup ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@cd .venv && bin/mypy --config-file ../pyproject.toml  # from where the installed dsv4, not the folder dsv4/, is found
+	@cd .venv && bin/mypy --config-file ../pyproject.toml -p dsv4  # from where the installed dsv4, not the folder dsv4/, is found
+	@$(BIN)/mypy benchmarks tools
 
 sweep: setup ## the long sweeps that CI does not run
 	@$(BIN)/python -m pytest -m sweep

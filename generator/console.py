@@ -48,7 +48,7 @@ def parse_assignments(option: str, pairs: list[str]) -> dict[str, bool | int | f
 
 
 def parse_sizes(option: str, pairs: list[str]) -> dict[str, int]:
-    """``["D=128"]`` as a dict of whole numbers. Raises UsageError as ``parse_assignments`` does, and for other values."""
+    """``["D=128"]`` as a dict of whole numbers. Raises UsageError for anything else."""
     sizes: dict[str, int] = {}
     for name, size in parse_assignments(option, pairs).items():
         if isinstance(size, bool) or not isinstance(size, int):
