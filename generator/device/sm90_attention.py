@@ -291,7 +291,9 @@ def store_tile(
     cute.arch.barrier(barrier_id=EPILOGUE_BARRIER + row_part, number_of_threads=sharers)
     if thread // 32 == 0:
         atom, target, source = o
-        cute.copy(atom, source, target)
-        cute.arch.cp_async_bulk_commit_group()
-        cute.arch.cp_async_bulk_wait_group(0, read=True)
+        with cute.arch.elect_one():  # unlike a load, the copy of a store elects no thread by itself
+            cute.copy(atom, source, target)
+            cute.arch.cp_async_bulk_commit_group()
+            cute.arch.cp_async_bulk_wait_group(0, read=True)
+        cute.arch.sync_warp()  # the thread that gives the slot back may be another one than the one that waited
         sm90_ring.release(barriers.q_empty, row_part)

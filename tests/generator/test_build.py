@@ -273,8 +273,10 @@ def test_two_plans_of_one_kernel_compile_once(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
+    import signal
     import sys
     from pathlib import Path
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits that it is ignored
     sys.path.insert(0, {here!r})
     from dsv4.generator.build import build
     from scale_kernel import TEXT, emitter, scale_plan

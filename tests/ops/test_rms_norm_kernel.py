@@ -34,8 +34,7 @@ SHAPES = {
 def make_plan(arch: str, shape: str) -> KernelPlan:
     d, threads, rows, flight, pdl = SHAPES[shape]
     config = {"threads_per_row": threads, "rows_per_cta": rows, "rows_in_flight": flight}
-    if "few shuffles" in shape:
-        config["shuffle_lanes"] = 4
+    config["shuffle_lanes"] = 4 if "few shuffles" in shape else 32
     return plan("rms_norm", arch, dims={"d": d}, variant={"pdl": pdl}, config=config)
 
 
