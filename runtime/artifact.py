@@ -34,8 +34,9 @@ class _Strict(BaseModel):
 class Argument(_Strict):
     """One argument of the kernel's host function, in call order.
 
-    ``shape`` and ``strides`` hold integers or the names of dimensions (``"T"``); a stride of ``"any"`` is free up to
-    ``stride_multiple`` (in elements). ``align`` is the alignment in bytes that the data pointer must have.
+    ``shape`` and ``strides`` hold integers, names of dimensions (``"T"``) or expressions of them (``"Q*K1"``); a stride
+    of ``"any"`` is free up to ``stride_multiple`` (in elements). ``align`` is the alignment in bytes that the data
+    pointer must have. ``optional`` says that this variant does not have the argument: ``None`` is passed.
     """
 
     name: str
