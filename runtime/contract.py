@@ -178,6 +178,12 @@ def finite(op: str, name: str, value: float) -> None:
         raise refusal(op, name, f"{value}", "a finite number")
 
 
+def finite_positive(op: str, name: str, value: float) -> None:
+    """Domain of a scalar: finite and > 0."""
+    if not 0.0 < value < math.inf:
+        raise refusal(op, name, f"{value}", "a finite number > 0")
+
+
 def finite_not_negative(op: str, name: str, value: float) -> None:
     """Domain of a scalar: finite and ≥ 0."""
     if not (math.isfinite(value) and value >= 0):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
-from torch import empty_like, empty_strided, float32
+from torch import bfloat16, empty_like, empty_strided, float32
 
 from dsv4.runtime import contract, dispatch
 from dsv4.runtime.artifact import Argument, Contract
 from dsv4.runtime.ops.library import register
+from dsv4.runtime.ops.outputs import current_device, fast_empty
 from dsv4.runtime.reference.fmha import fmha as reference_fmha
 from dsv4.runtime.routing import PLAIN, dispatch_modes, functorch_level, is_compiling
 
@@ -52,8 +54,13 @@ CONTRACT = Contract(
 )
 """The kernel's contract in the public function's names; a test holds it to the spec's."""
 
-_DOMAINS: dict[str, contract.Domain] = {"sink": contract.not_nan, "softmax_scale": contract.finite}
+_DOMAINS: dict[str, contract.Domain] = {"sink": contract.not_nan, "softmax_scale": contract.finite_positive}
 _table = dispatch.table(OP)
+
+_Shape = tuple[int, ...]
+_layouts: dict[torch.Size, tuple[_Shape, _Shape, _Shape, _Shape, int, int]] = {}
+"""By the shape of q: shape and strides of an out that we make, those of lse, and the bytes of both."""
+_LAYOUTS_MAX = 4096
 
 
 def fmha(
@@ -74,7 +81,7 @@ def fmha(
         k, v: bf16 [B, Sk, Hkv, D], laid out likewise. Hq is a multiple of Hkv (MHA, GQA, MQA); query head h reads
             key head h // (Hq / Hkv). Any Sq, Sk ≥ 0.
         causal: query i sees key j iff j ≤ i + Sk − Sq (aligned at the bottom right).
-        softmax_scale: 1/√D where it is None.
+        softmax_scale: positive; 1/√D where it is None.
         sink: float32 [Hq], one more logit a head, a column without a value: out is scaled by 1 / (1 + e^(sink − lse)).
             −∞ has no effect, +∞ gives out = 0.
         out: bf16 [B, Sq, Hq, D], laid out like q, sharing no memory with another argument; made where it is None.
@@ -99,16 +106,19 @@ def fmha(
         or type(v) not in PLAIN
     ):
         return _seen_by_torch(q, k, v, sink, causal, softmax_scale, out, lse)
-    given_out, given_lse = out, lse
-    if out is None or lse is None:
-        out, lse = _outputs(q, out, lse)
-    if given_out is not None or given_lse is not None:
-        _require_apart(q, k, v, sink, out, lse)
-    shape = q.shape
+    shape, device = q.shape, q.get_device()
+    if out is None and lse is None:
+        out, lse = _made(q, shape, device)
+    else:
+        if out is None or lse is None:
+            out, lse = _outputs(q, out, lse)
+        _require_apart(q, k, v, sink, out, lse, shape)
     if softmax_scale is None:
         softmax_scale = shape[-1] ** -0.5
+    elif not 0.0 < softmax_scale < inf:
+        contract.finite_positive(OP, "softmax_scale", softmax_scale)
     # As in _run, which would be one more Python frame here.
-    key = (shape, k.shape, causal, sink is None, q.get_device())
+    key = (shape, k.shape, causal, sink is None, device)
     entry = _table.get(key)
     if entry is None:
         entry = _find_entry(key, q, k, v, sink, out, lse, softmax_scale)
@@ -117,6 +127,16 @@ def fmha(
     except (ValueError, TypeError) as error:
         raise _explained(error, q, k, v, sink, out, lse, softmax_scale) from None
     return out, lse
+
+
+def _made(q: torch.Tensor, shape: torch.Size, device: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``_outputs`` of a q that a kernel may read, quicker for a shape that was seen before."""
+    layout = _layouts.get(shape)
+    if layout is None or not q.is_cuda or current_device() != device:
+        return _outputs(q)
+    out_shape, out_strides, lse_shape, lse_strides, _, _ = layout
+    # A q of another dtype is refused before anything is written.
+    return fast_empty(out_shape, out_strides, bfloat16), fast_empty(lse_shape, lse_strides, float32)
 
 
 def _outputs(
@@ -134,6 +154,17 @@ def _outputs(
     return out, lse
 
 
+def _remember_layout(shape: torch.Size) -> None:
+    """Called after the contract has been checked: the sizes are plain numbers, four of them."""
+    batch, queries, heads, _ = shape
+    if len(_layouts) >= _LAYOUTS_MAX:
+        _layouts.clear()
+    out = torch.empty(shape, dtype=bfloat16, device="meta")
+    lse_bytes = batch * heads * queries * float32.itemsize
+    lse_strides = (heads * queries, queries, 1)
+    _layouts[shape] = (tuple(shape), out.stride(), (batch, heads, queries), lse_strides, out.nbytes, lse_bytes)
+
+
 def _run(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -144,6 +175,8 @@ def _run(
     causal: bool,
     softmax_scale: float,
 ) -> None:
+    if not 0.0 < softmax_scale < inf:  # kernels scale the row maximum, which a scale of another sign would move
+        contract.finite_positive(OP, "softmax_scale", softmax_scale)
     key = (q.shape, k.shape, causal, sink is None, q.get_device())
     entry = _table.get(key)
     if entry is None:
@@ -161,28 +194,52 @@ def _require_apart(
     sink: torch.Tensor | None,
     out: torch.Tensor,
     lse: torch.Tensor,
+    shape: torch.Size,
 ) -> None:
-    """Refuse outputs that share memory; the words are found only where some do."""
+    """Refuse outputs that share memory; the words are found only where some do. ``shape`` is q's."""
     if type(out) not in PLAIN or type(lse) not in PLAIN:
         contract.require_tensor(OP, "out", out)
         contract.require_tensor(OP, "lse", lse)
-    # Written out and without a loop: this is half of what a call with outputs costs on the host.
-    at_out, at_lse, at_q, at_k, at_v = out.data_ptr(), lse.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr()
-    out_bytes = out.nbytes if out.is_contiguous() else contract.span_bytes(out)
-    lse_bytes = lse.nbytes if lse.is_contiguous() else contract.span_bytes(lse)
-    q_bytes = q.nbytes if q.is_contiguous() else contract.span_bytes(q)
-    k_bytes = k.nbytes if k.is_contiguous() else contract.span_bytes(k)
-    v_bytes = k_bytes if v.is_contiguous() else contract.span_bytes(v)
+    # Written out and without a loop: this is half of what a call with outputs costs on the host. The bytes of a shape
+    # seen before are remembered: whatever has another shape or dtype than the contract's is refused before a launch.
+    layout = _layouts.get(shape)
+    if layout is None:
+        q_bytes, out_bytes, lse_bytes = q.nbytes, out.nbytes, lse.nbytes
+    else:
+        out_bytes, lse_bytes = layout[4], layout[5]
+        q_bytes = out_bytes
+    k_bytes = k.nbytes
+    at_out, at_lse = out.data_ptr(), lse.data_ptr()
+    end_out = at_out + (out_bytes if out.is_contiguous() else contract.span_bytes(out))
+    end_lse = at_lse + (lse_bytes if lse.is_contiguous() else contract.span_bytes(lse))
+    if at_out < at_lse:
+        low, high, met = at_out, end_lse if end_lse > end_out else end_out, at_lse < end_out
+    else:
+        low, high, met = at_lse, end_out if end_out > end_lse else end_lse, at_out < end_lse
+    # Where an input starts above both outputs, its end need not be known.
     if (
-        -out_bytes < at_out - at_q < q_bytes
-        or -out_bytes < at_out - at_k < k_bytes
-        or -out_bytes < at_out - at_v < v_bytes
-        or -lse_bytes < at_lse - at_q < q_bytes
-        or -lse_bytes < at_lse - at_k < k_bytes
-        or -lse_bytes < at_lse - at_v < v_bytes
-        or -lse_bytes < at_lse - at_out < out_bytes
-        or (sink is not None and -lse_bytes < at_lse - sink.data_ptr() < sink.nbytes)
-        or (sink is not None and -out_bytes < at_out - sink.data_ptr() < sink.nbytes)
+        met
+        or (
+            (at := q.data_ptr()) < high
+            and (end := at + (q_bytes if q.is_contiguous() else contract.span_bytes(q))) > low
+            and ((at < end_out and end > at_out) or (at < end_lse and end > at_lse))
+        )
+        or (
+            (at := k.data_ptr()) < high
+            and (end := at + (k_bytes if k.is_contiguous() else contract.span_bytes(k))) > low
+            and ((at < end_out and end > at_out) or (at < end_lse and end > at_lse))
+        )
+        or (
+            (at := v.data_ptr()) < high
+            and (end := at + (k_bytes if v.is_contiguous() else contract.span_bytes(v))) > low
+            and ((at < end_out and end > at_out) or (at < end_lse and end > at_lse))
+        )
+        or (
+            sink is not None
+            and (at := sink.data_ptr()) < high
+            and (end := at + sink.nbytes) > low
+            and ((at < end_out and end > at_out) or (at < end_lse and end > at_lse))
+        )
     ):
         contract.refuse_overlap(OP, {"out": out, "lse": lse}, {"q": q, "k": k, "v": v, "sink": sink})
 
@@ -222,6 +279,8 @@ def _find_entry(
     causal = key[2]
     if not isinstance(causal, bool):
         raise contract.refusal(OP, "causal", repr(causal), "True or False")
+    if q.shape not in _layouts:
+        _remember_layout(q.shape)
     batch, queries, heads, width = q.shape
     sizes = {"B": batch, "Sq": queries, "Sk": k.shape[1], "Hq": heads, "Hkv": k.shape[2]}
     request = dispatch.Request(
@@ -282,8 +341,18 @@ def _explained(error: Exception, *arguments: Any) -> Exception:
 def _implementation(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sink: torch.Tensor | None, causal: bool, softmax_scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = _outputs(q)
-    _run(q, k, v, sink, out, lse, causal, softmax_scale)
+    if not 0.0 < softmax_scale < inf:
+        contract.finite_positive(OP, "softmax_scale", softmax_scale)
+    shape, device = q.shape, q.get_device()
+    out, lse = _made(q, shape, device)
+    key = (shape, k.shape, causal, sink is None, device)
+    entry = _table.get(key)
+    if entry is None:
+        entry = _find_entry(key, q, k, v, sink, out, lse, softmax_scale)
+    try:
+        entry(q, k, v, sink, out, lse, softmax_scale)
+    except (ValueError, TypeError) as error:
+        raise _explained(error, q, k, v, sink, out, lse, softmax_scale) from None
     return out, lse
 
 
@@ -297,7 +366,7 @@ def _implementation_out(
     causal: bool,
     softmax_scale: float,
 ) -> None:
-    _require_apart(q, k, v, sink, out, lse)
+    _require_apart(q, k, v, sink, out, lse, q.shape)
     _run(q, k, v, sink, out, lse, causal, softmax_scale)
 
 

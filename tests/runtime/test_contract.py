@@ -157,7 +157,19 @@ def test_empty_is_checked_too() -> None:
         (lambda: dsv4.rms_norm(X, W, float("nan")), "eps: found nan"),
         (lambda: dsv4.rms_norm(X, torch.full_like(W, torch.nan)), "weight: found NaN; valid: no NaN"),
         (lambda: dsv4.fmha(Q, K, V, sink=SINK * torch.nan), "sink: found NaN; valid: no NaN"),
-        (lambda: dsv4.fmha(Q, K, V, softmax_scale=float("inf")), "softmax_scale: found inf; valid: a finite number"),
+        (
+            lambda: dsv4.fmha(Q, K, V, softmax_scale=float("inf")),
+            "softmax_scale: found inf; valid: a finite number > 0",
+        ),
+        (lambda: dsv4.fmha(Q, K, V, softmax_scale=0.0), "softmax_scale: found 0.0; valid: a finite number > 0"),
+        (
+            lambda: dsv4.fmha(Q, K, V, softmax_scale=float("nan")),
+            "softmax_scale: found nan; valid: a finite number > 0",
+        ),
+        (
+            lambda: torch.ops.dsv4.fmha(Q, K, V, None, False, -0.5),
+            "softmax_scale: found -0.5; valid: a finite number > 0",
+        ),
     ],
 )
 def test_domains_are_checked_in_debug_mode_only(call: Callable[[], Any], reason: str) -> None:
