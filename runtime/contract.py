@@ -172,12 +172,6 @@ def not_nan(op: str, name: str, value: Any) -> None:
         raise refusal(op, name, "NaN", "no NaN")
 
 
-def finite(op: str, name: str, value: float) -> None:
-    """Domain of a scalar: finite."""
-    if not math.isfinite(value):
-        raise refusal(op, name, f"{value}", "a finite number")
-
-
 def finite_positive(op: str, name: str, value: float) -> None:
     """Domain of a scalar: finite and > 0."""
     if not 0.0 < value < math.inf:

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_sm100.py.j2 for op fmha on sm_100a. Do not edit.
 # dims: D=128
 # config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, q_tiles=2, column_split=1, softmax_registers=184, opt_level=2
-# spec sha256: 2bc53b11571aedf7d348d19ee2c05dce66a42ebf9b2a7da2b464bbe032f2e4af
+# spec sha256: b7f8c496bc28330007cb79dcdc60c88614526566cc34259918bc36aac4c38753
 """Dense attention on sm_100: TMA and tcgen05, with S, P and O in tensor memory.
 
 A CTA works on 256 queries of one head, over all the keys that they see. Its warps have one job each:

@@ -157,19 +157,6 @@ def test_empty_is_checked_too() -> None:
         (lambda: dsv4.rms_norm(X, W, float("nan")), "eps: found nan"),
         (lambda: dsv4.rms_norm(X, torch.full_like(W, torch.nan)), "weight: found NaN; valid: no NaN"),
         (lambda: dsv4.fmha(Q, K, V, sink=SINK * torch.nan), "sink: found NaN; valid: no NaN"),
-        (
-            lambda: dsv4.fmha(Q, K, V, softmax_scale=float("inf")),
-            "softmax_scale: found inf; valid: a finite number > 0",
-        ),
-        (lambda: dsv4.fmha(Q, K, V, softmax_scale=0.0), "softmax_scale: found 0.0; valid: a finite number > 0"),
-        (
-            lambda: dsv4.fmha(Q, K, V, softmax_scale=float("nan")),
-            "softmax_scale: found nan; valid: a finite number > 0",
-        ),
-        (
-            lambda: torch.ops.dsv4.fmha(Q, K, V, None, False, -0.5),
-            "softmax_scale: found -0.5; valid: a finite number > 0",
-        ),
     ],
 )
 def test_domains_are_checked_in_debug_mode_only(call: Callable[[], Any], reason: str) -> None:
@@ -239,3 +226,17 @@ def test_explanation_keeps_the_hosts_words_with_our_names() -> None:
 )
 def test_span(tensor: torch.Tensor, span: int) -> None:
     assert contract.span_bytes(tensor) == span
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, float("inf"), float("-inf"), float("nan")])
+def test_a_softmax_scale_that_is_not_positive_is_refused_always_and_on_every_way_in(scale: float) -> None:
+    out, lse = dsv4.fmha(Q, K, V)
+    ways = (
+        lambda: dsv4.fmha(Q, K, V, softmax_scale=scale),
+        lambda: dsv4.fmha(Q, K, V, softmax_scale=scale, out=torch.empty_like(out), lse=torch.empty_like(lse)),
+        lambda: torch.ops.dsv4.fmha(Q, K, V, None, False, scale),
+        lambda: torch.ops.dsv4.fmha_out(Q, K, V, None, torch.empty_like(out), torch.empty_like(lse), False, scale),
+    )
+    for way in ways:
+        with pytest.raises(ContractError, match=f"softmax_scale: found {scale}; valid: a finite number > 0"):
+            way()
