@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_room_under_dsv4_and_nothing_beside_it(wheel: Path
         assert wanted in names
     checkout = {
         f"dsv4/{path.relative_to(ROOT)}"
-        for room in ("runtime", "generator", "tuner", "specs")
+        for room in ("runtime", "generator", "emulator", "tuner", "specs")
         for path in (ROOT / room).rglob("*")
         if path.suffix in (".py", ".j2", ".yaml", ".c") and "__pycache__" not in path.parts
     }

@@ -58,7 +58,7 @@ class ScalarMachine:
         bad: dict[str, int] | None = None,
         before: int = 0,
     ) -> Outcome:
-        """Runs `body` with registers `inputs` {name: (type, uint64 per lane)}; `outputs` {name: type} start as `before`.
+        """Runs `body` with registers `inputs` {name: (type, uint64 a lane)}; `outputs` {name: type} start as `before`.
 
         `bad` gives lanes of inputs that are poison; outputs start as poison in no lane.
         """
@@ -89,7 +89,9 @@ class ScalarMachine:
             for word in range(WORDS[kind]):
                 r[slots[name] + word] = (values >> np.uint64(32 * word)).astype(np.uint64) & np.uint64(FULL)
                 r_bad[slots[name] + word] = poison
-        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (program.instructions, program.slots, r, r_bad, p, p_bad)]
+        pointers = [
+            a.ctypes.data_as(ctypes.c_void_p) for a in (program.instructions, program.slots, r, r_bad, p, p_bad)
+        ]
         status = self._library.run(
             pointers[0], len(program.instructions), *pointers[1:], ctypes.c_uint32(mask), ctypes.c_uint32(live)
         )

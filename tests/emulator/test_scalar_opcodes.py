@@ -10,14 +10,16 @@ import pytest
 from dsv4.emulator.oracle import evaluate
 from tests.emulator.scalar_machine import FULL, ScalarMachine
 
-SPECIAL = {
-    16: [0, 1, 2, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x3C00, 0x7C00, 0xFC00, 0x7E00, 0x0001, 0x03FF, 0x7BFF, 0x3F80, 0x7F80],
-    32: [0, 1, 31, 32, 33, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000]
-    + [0x7FC00001, 0xFFC00000, 1, 0x007FFFFF, 0x80400000, 0x7F7FFFFF, 0x00800000, 0x3F000000, 0x40200000, 0x477FE000, 0x477FF000]
-    + [0x33800000, 0xC3E00000, 0x43E80000, 0x5F000000, 0x4F000000],
-    64: [0, 1, 63, 64, 1 << 63, (1 << 63) - 1, (1 << 64) - 1, (1 << 63) + 1, 0x3FF0000000000000, 0x7FF0000000000000]
-    + [0x7FF8000000000001, 1 << 52, 0xFFF0000000000000, 0x8000000080000000, 0x7F800000FF800000, 0x1FFFFFFFFFFFFFFF],
+SPECIAL_TEXT = {
+    16: "0 1 2 7FFF 8000 8001 FFFF 3C00 7C00 FC00 7E00 0001 03FF 7BFF 3F80 7F80",
+    32: "0 1 1F 20 21 7FFFFFFF 80000000 80000001 FFFFFFFF 3F800000 BF800000 7F800000 FF800000 7FC00001 "
+    "FFC00000 007FFFFF 80400000 7F7FFFFF 00800000 3F000000 40200000 477FE000 477FF000 33800000 C3E00000 "
+    "43E80000 5F000000 4F000000 7FFF 42FE0000",
+    64: "0 1 3F 40 8000000000000000 7FFFFFFFFFFFFFFF FFFFFFFFFFFFFFFF 8000000000000001 3FF0000000000000 "
+    "7FF0000000000000 7FF8000000000001 10000000000000 FFF0000000000000 8000000080000000 "
+    "7F800000FF800000 1FFFFFFFFFFFFFFF",
 }
+SPECIAL = {bits: [int(word, 16) for word in text.split()] for bits, text in SPECIAL_TEXT.items()}
 
 
 def _values(rng: np.random.Generator, bits: int, round_number: int, position: int) -> np.ndarray:
@@ -25,7 +27,9 @@ def _values(rng: np.random.Generator, bits: int, round_number: int, position: in
     width = max(bits, 16)
     special = np.array(SPECIAL[width], dtype=np.uint64)
     if round_number < 2:
-        picks = (np.arange(32) * (1 if position == 0 else 7 + 4 * position + round_number) + round_number * 13) % len(special)
+        picks = (np.arange(32) * (1 if position == 0 else 7 + 4 * position + round_number) + round_number * 13) % len(
+            special
+        )
         values = special[picks]
     else:
         values = rng.integers(0, 1 << 64, 32, dtype=np.uint64)
@@ -43,7 +47,9 @@ def _expand(text: str) -> list[str]:
     match = re.search(r"\{([^{}]*)\}", text)
     if match is None:
         return [text]
-    return [form for piece in match[1].split(",") for form in _expand(text[: match.start()] + piece + text[match.end() :])]
+    return [
+        form for piece in match[1].split(",") for form in _expand(text[: match.start()] + piece + text[match.end() :])
+    ]
 
 
 COMPARISONS = "{eq,ne,lt,le,gt,ge,equ,neu,ltu,leu,gtu,geu,num,nan}"
@@ -181,12 +187,17 @@ def test_opcode_against_oracle(scalar_machine: ScalarMachine, opcode: str, width
                 inputs[name] = ("pred", rng.integers(0, 2, 32, dtype=np.uint64))
             else:
                 bits = _width(token, opcode)
-                inputs[name] = (f"b{max(bits, 16) if bits != 8 or 'e2m1' not in opcode else 8}", _values(rng, bits, round_number, position))
+                inputs[name] = (
+                    f"b{max(bits, 16) if bits != 8 or 'e2m1' not in opcode else 8}",
+                    _values(rng, bits, round_number, position),
+                )
             arguments.append(name)
             sources.append(inputs[name][1])
         kind = "pred" if first == "p" else f"b{_width(first, opcode)}"
         before = 0x5A5A5A5A5A5A5A5A & ((1 << (32 if kind == "pred" else max(8, int(kind[1:])))) - 1)
-        outcome = scalar_machine.run(f"{opcode} %d, {', '.join(arguments)};", inputs, {"%d": kind}, mask=mask, before=before)
+        outcome = scalar_machine.run(
+            f"{opcode} %d, {', '.join(arguments)};", inputs, {"%d": kind}, mask=mask, before=before
+        )
         expected = evaluate(opcode, sources)
         for lane in range(32):
             want = int(expected.values[lane]) if mask >> lane & 1 else before >> lane & 1 if kind == "pred" else before

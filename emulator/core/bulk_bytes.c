@@ -1,0 +1,167 @@
+#include "bulk.h"
+#include "tma_tile.h"
+
+#include <math.h>
+#include <immintrin.h>
+
+int copy_destinations(AsyncOp *op, uint32_t address, uint32_t bytes, uint32_t alignment, uint32_t barrier, int flags,
+                      uint32_t multicast_mask, int32_t tx_bytes, Place places[MAX_CTAS]) {
+    Warp *w = op->warp;
+    const uint32_t low = (1u << SHARED_RANK_SHIFT) - 1;
+    if (!(flags & COPY_MULTICAST)) {
+        if (!(places[0].cta = shared_at(w, op->ins, address, bytes, alignment, &places[0].offset))) return 0;
+        const uint32_t there = barrier >> SHARED_RANK_SHIFT, here = (uint32_t)places[0].cta->rank;
+        if (there != here && (!(flags & COPY_CTA_GROUP_2) || (there ^ here) != 1)) {
+            stop(w, op->ins, op->mask, "barrier", "the copy lands in CTA %u of the cluster and signals an mbarrier in CTA %u",
+                 here, there);
+            return 0;
+        }
+        return async_on_barrier(op, barrier, tx_bytes, 0) ? 1 : 0;
+    }
+    int n = 0;
+    for (uint32_t rank = 0; rank < 16; rank++) {
+        if (!(multicast_mask >> rank & 1)) continue;
+        if (rank >= (uint32_t)w->machine->n_ctas) {
+            stop(w, op->ins, op->mask, "out_of_bounds", "the multicast mask 0x%x names CTA %u of a cluster of %d",
+                 multicast_mask, rank, w->machine->n_ctas);
+            return 0;
+        }
+        Place *place = &places[n];
+        place->cta = shared_at(w, op->ins, (address & low) | rank << SHARED_RANK_SHIFT, bytes, alignment, &place->offset);
+        if (!place->cta) return 0;
+        /* A pair's barrier lies in the CTA of the pair that the barrier's address names, even or odd. */
+        const uint32_t owner = flags & COPY_CTA_GROUP_2 ? (rank & ~1u) | (barrier >> SHARED_RANK_SHIFT & 1) : rank;
+        if (!async_on_barrier(op, (barrier & low) | owner << SHARED_RANK_SHIFT, tx_bytes, 0)) return 0;
+        async_touch_shared(op, place->cta, place->offset, bytes, 1);
+        n++;
+    }
+    if (n == 0) stop(w, op->ins, op->mask, "barrier", "the multicast mask is 0: nobody receives the copy");
+    return n;
+}
+
+void take_global(const Range *range, uint64_t address, uint32_t bytes, uint8_t *data, uint8_t *bad) {
+    memcpy(data, (const void *)(uintptr_t)address, bytes);
+    if (!range->shadow) memset(bad, 0, bytes);
+    else
+        for (uint32_t b = 0; b < bytes; b++) bad[b] = range->shadow[address - range->low + b] & SHADOW_BAD;
+}
+
+void give_global(const Range *range, uint64_t address, uint32_t bytes, const uint8_t *data, const uint8_t *bad) {
+    memcpy((void *)(uintptr_t)address, data, bytes);
+    if (range->shadow) memcpy(range->shadow + (address - range->low), bad, bytes);
+}
+
+void take_shared(const Cta *cta, uint32_t offset, uint32_t bytes, uint8_t *data, uint8_t *bad) {
+    memcpy(data, cta->smem + offset, bytes);
+    for (uint32_t b = 0; b < bytes; b++) bad[b] = cta->shadow[offset + b] & SHADOW_BAD;
+}
+
+void give_shared(AsyncOp *op, Cta *cta, uint32_t offset, uint32_t bytes, const uint8_t *data, const uint8_t *bad) {
+    uint8_t seen = 0;
+    memcpy(cta->smem + offset, data, bytes);
+    for (uint32_t b = 0; b < bytes; b++) {
+        seen |= cta->shadow[offset + b];
+        cta->shadow[offset + b] = bad[b];
+    }
+    if (seen & SHADOW_BARRIER)
+        machine_finding(op->machine, op, "barrier", "a copy overwrites a live mbarrier in [%u, %u) of CTA %d's shared memory",
+                        offset, offset + bytes, cta->rank);
+}
+
+/* ---------------------------------------------------------------------------------------------------- reductions */
+
+static float half_to_float(uint16_t value) { return _cvtsh_ss(value); }
+static uint16_t float_to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+
+static float bf16_to_float(uint16_t value) {
+    const uint32_t wide = (uint32_t)value << 16;
+    float out;
+    memcpy(&out, &wide, 4);
+    return out;
+}
+
+static uint16_t float_to_bf16(float value) {
+    uint32_t raw;
+    memcpy(&raw, &value, 4);
+    if ((raw & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return (uint16_t)((raw + 0x7fff + (raw >> 16 & 1)) >> 16);
+}
+
+static double combine_real(int op, double a, double b) {
+    switch (op) {
+    case REDUCE_MIN: return isnan(a) ? b : isnan(b) ? a : a < b ? a : b;
+    case REDUCE_MAX: return isnan(a) ? b : isnan(b) ? a : a > b ? a : b;
+    default: return a + b;
+    }
+}
+
+static uint64_t combine_bits(int op, int is_signed, uint32_t element_bytes, uint64_t a, uint64_t b) {
+    const int shift = 64 - 8 * (int)element_bytes;
+    const int64_t sa = (int64_t)(a << shift) >> shift, sb = (int64_t)(b << shift) >> shift;
+    switch (op) {
+    case REDUCE_ADD: return a + b;
+    case REDUCE_MIN: return is_signed ? (sa < sb ? a : b) : a < b ? a : b;
+    case REDUCE_MAX: return is_signed ? (sa > sb ? a : b) : a > b ? a : b;
+    case REDUCE_INC: return a >= b ? 0 : a + 1;
+    case REDUCE_DEC: return a == 0 || a > b ? b : a - 1;
+    case REDUCE_AND: return a & b;
+    case REDUCE_OR: return a | b;
+    default: return a ^ b;
+    }
+}
+
+static uint64_t combine(int op, int type, uint32_t element_bytes, uint64_t a, uint64_t b) {
+    const int bitwise = op == REDUCE_AND || op == REDUCE_OR || op == REDUCE_XOR;
+    if (!bitwise) switch (type) {
+    case TMA_F16: return float_to_half((float)combine_real(op, half_to_float((uint16_t)a), half_to_float((uint16_t)b)));
+    case TMA_BF16: return float_to_bf16((float)combine_real(op, bf16_to_float((uint16_t)a), bf16_to_float((uint16_t)b)));
+    case TMA_F32:
+    case TMA_F32_FTZ: {
+        float x, y, z;
+        const uint32_t xa = (uint32_t)a, xb = (uint32_t)b;
+        memcpy(&x, &xa, 4);
+        memcpy(&y, &xb, 4);
+        z = op == REDUCE_ADD ? x + y : (float)combine_real(op, x, y);
+        if (type == TMA_F32_FTZ && fabsf(z) < 0x1p-126f) z = copysignf(0.0f, z);
+        uint32_t out;
+        memcpy(&out, &z, 4);
+        return out;
+    }
+    case TMA_F64: {
+        double x, y, z;
+        memcpy(&x, &a, 8);
+        memcpy(&y, &b, 8);
+        z = combine_real(op, x, y);
+        uint64_t out;
+        memcpy(&out, &z, 8);
+        return out;
+    }
+    default: break;
+    }
+    return combine_bits(op, type == TMA_S32 || type == TMA_S64, element_bytes, a, b);
+}
+
+/* CTAs may run in several processes over the same memory, so each element is exchanged atomically. */
+#define REDUCE_LOOP(bits)                                                                                              \
+    do {                                                                                                               \
+        uint##bits##_t *cell = (uint##bits##_t *)(void *)(to + at), mine, old = __atomic_load_n(cell, __ATOMIC_RELAXED); \
+        memcpy(&mine, from + at, sizeof mine);                                                                         \
+        while (!__atomic_compare_exchange_n(cell, &old, (uint##bits##_t)combine(op, type, element_bytes, old, mine), 1,\
+                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}                                    \
+    } while (0)
+
+void reduce_elements(int op, int type, uint32_t element_bytes, uint8_t *to, uint8_t *to_bad, const uint8_t *from,
+                     const uint8_t *from_bad, uint32_t bytes) {
+    for (uint32_t at = 0; at + element_bytes <= bytes; at += element_bytes) {
+        switch (element_bytes) {
+        case 1: REDUCE_LOOP(8); break;
+        case 2: REDUCE_LOOP(16); break;
+        case 4: REDUCE_LOOP(32); break;
+        default: REDUCE_LOOP(64); break;
+        }
+        if (!to_bad) continue;
+        uint8_t bad = 0;
+        for (uint32_t b = 0; b < element_bytes; b++) bad |= (to_bad[at + b] & SHADOW_BAD) | from_bad[at + b];
+        for (uint32_t b = 0; b < element_bytes; b++) to_bad[at + b] = bad;
+    }
+}
