@@ -14,7 +14,7 @@ from dsv4.emulator.lower import lower
 from dsv4.emulator.ptx import parse
 
 FULL = 0xFFFFFFFF
-FLAGS = ("-O1", "-shared", "-fPIC", "-mavx2", "-mf16c", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-O3", "-shared", "-fPIC", "-mavx2", "-mf16c", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 WORDS = {"pred": 0, "b16": 1, "b32": 1, "f32": 1, "b64": 2, "b128": 4, "b8": 1}
 
 
