@@ -24,6 +24,8 @@ ELEMENT_TYPES: tuple[ElementType, ...] = (
 )  # fmt: skip
 ELEMENT_BITS = dict(zip(ELEMENT_TYPES, (8, 16, 32, 32, 64, 64, 16, 32, 32, 64, 16, 4, 4, 6), strict=True))
 SWIZZLES_BYTES = (0, 32, 64, 128)
+ATOMS_BYTES = {0: 16, 1: 32, 3: 64}
+"""What a swizzle keeps together, by the descriptor's number; 2 is 32 bytes with flipped halves, not supported."""
 
 # CUtensorMapDataType of the driver's interface -> (element type, rounded to tf32)
 _DRIVER_TYPES: tuple[tuple[ElementType, bool], ...] = (
@@ -52,6 +54,7 @@ class TensorMap:
     box: tuple[int, ...]
     element_strides: tuple[int, ...] = ()
     swizzle_bytes: int = 0
+    atom_bytes: int = 16
     fill_nan: bool = False
     round_to_tf32: bool = False
     l2_promotion: int = 2
@@ -81,6 +84,7 @@ class TensorMap:
             | int(self.fill_nan) << 15
             | int(self.round_to_tf32) << 16
             | self.l2_promotion << 17
+            | {atom: number for number, atom in ATOMS_BYTES.items()}[self.atom_bytes] << 19
             | int(fetch) << 21
         )
         for i, stride in enumerate(self.strides_bytes):
@@ -110,6 +114,11 @@ class TensorMap:
             raise DescriptorError(f"tensor map: address: found {self.address:#x}; valid: a multiple of 16 bytes")
         if self.swizzle_bytes not in SWIZZLES_BYTES:
             raise DescriptorError(f"tensor map: swizzle_bytes: found {self.swizzle_bytes}; valid: 0, 32, 64, 128")
+        if self.atom_bytes != 16 and (self.swizzle_bytes != 128 or self.atom_bytes not in ATOMS_BYTES.values()):
+            raise DescriptorError(
+                f"tensor map: atom_bytes: found {self.atom_bytes} under a swizzle of {self.swizzle_bytes} bytes; "
+                "valid: 16, and under the 128-byte swizzle 32 and 64"
+            )
         for i, extent in enumerate(self.dims):
             if not 1 <= extent <= 1 << 32:
                 raise DescriptorError(f"tensor map: dims[{i}]: found {extent}; valid: 1 to 2^32")
@@ -144,8 +153,10 @@ def decode(raw: bytes) -> TensorMap:
         raise DescriptorError("tensor map: found im2col; valid: tiled")
     if flags >> 11 & 3:
         raise DescriptorError("tensor map: interleave: found 16 or 32 bytes; valid: none")
-    if flags >> 19 & 3:
-        raise DescriptorError("tensor map: swizzle atomicity: found another than 16 bytes; valid: 16 bytes")
+    if flags >> 19 & 3 not in ATOMS_BYTES:
+        raise DescriptorError(
+            "tensor map: swizzle atomicity: found 32 bytes with flipped halves; valid: 16, 32, 64 bytes"
+        )
     if rank > MAX_RANK or kind >= len(ELEMENT_TYPES):
         raise DescriptorError(f"tensor map: found rank {rank} and element type {kind}; valid: ranks to 5, types to 13")
     return TensorMap(
@@ -156,6 +167,7 @@ def decode(raw: bytes) -> TensorMap:
         box=((words[13] >> 24) + 1, *((words[14] >> 8 * i & 255) + 1 for i in range(rank - 1))),
         element_strides=tuple((words[13] >> 3 * i & 7) + 1 for i in range(rank)),
         swizzle_bytes=SWIZZLES_BYTES[flags >> 13 & 3],
+        atom_bytes=ATOMS_BYTES[flags >> 19 & 3],
         fill_nan=bool(flags >> 15 & 1),
         round_to_tf32=bool(flags >> 16 & 1),
         l2_promotion=flags >> 17 & 3,
@@ -181,8 +193,9 @@ def from_driver_call(
         raise DescriptorError(f"tensor map: data type: found {data_type}; valid: 0 to {len(_DRIVER_TYPES) - 1}")
     if interleave:
         raise DescriptorError(f"tensor map: interleave: found {interleave}; valid: 0 (none)")
-    if not 0 <= swizzle < len(SWIZZLES_BYTES):
-        raise DescriptorError(f"tensor map: swizzle: found {swizzle}; valid: 0 to 3")
+    modes = {**{number: (size, 16) for number, size in enumerate(SWIZZLES_BYTES)}, 4: (128, 32), 6: (128, 64)}
+    if swizzle not in modes:
+        raise DescriptorError(f"tensor map: swizzle: found {swizzle}; valid: {', '.join(map(str, modes))}")
     element_type, rounds = _DRIVER_TYPES[data_type]
     return TensorMap(
         address,
@@ -191,7 +204,8 @@ def from_driver_call(
         strides_bytes,
         box,
         element_strides,
-        swizzle_bytes=SWIZZLES_BYTES[swizzle],
+        swizzle_bytes=modes[swizzle][0],
+        atom_bytes=modes[swizzle][1],
         fill_nan=bool(fill),
         round_to_tf32=rounds,
         l2_promotion=l2_promotion,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -193,6 +194,9 @@ def sweep_configurations(
     prebuilt: Annotated[
         bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")
     ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Run each configuration in the emulator first; a finding keeps it out.")
+    ] = False,
     json: select.Json = False,
 ) -> None:
     """Tune on this machine's GPU: compile, check against float64, measure, keep the winner in the cache.
@@ -223,8 +227,13 @@ def sweep_configurations(
     def say(text: str) -> None:
         err.print(text, markup=False)
 
+    check_first: sweep.Preflight | None = None
+    if preflight:
+        from dsv4.generator.verify.emulator import preflight as look
+
+        check_first = partial(look, seed=seed)
     try:
-        result = sweep.sweep(wanted, settings, cache=cache, builder=builder, say=say)
+        result = sweep.sweep(wanted, settings, cache=cache, builder=builder, say=say, preflight=check_first)
     except worker.WorkerError as error:
         raise CheckFailed(str(error)) from None
     if json:

@@ -88,6 +88,8 @@ class Result:
 
 
 Say = Callable[[str], None]
+Preflight = Callable[[Path], list[str]]
+"""Findings of an artifact that keep it from a GPU (``dsv4.generator.verify.emulator.preflight``)."""
 
 
 def sweep(
@@ -98,8 +100,12 @@ def sweep(
     builder: Builder,
     measure: Measurer = worker.run,
     say: Say = lambda text: None,
+    preflight: Preflight | None = None,
 ) -> Result:
     """Tune ``target`` on this machine's GPU; something better than the default is chosen in ``cache``.
+
+    With ``preflight`` a configuration that has findings there is never run on the GPU, and its artifact's evidence
+    says so.
 
     Raises CheckFailed if the default itself cannot be built, is wrong or cannot be measured: there is then nothing to
     compare with. After an interrupt the result says so, and nothing is chosen.
@@ -107,7 +113,7 @@ def sweep(
     default = target.default()
     plans, _ = target.configurations()
     plans = builder.available(plans)
-    bench = _Bench(settings, builder, measure, say)
+    bench = _Bench(settings, builder, measure, say, preflight)
     (baseline,) = bench.outcomes([default])
     if baseline.failure:
         raise CheckFailed(
@@ -158,12 +164,16 @@ class _Measured:
 class _Bench:
     """Builds and measures batches, and writes the evidence."""
 
-    def __init__(self, settings: Settings, builder: Builder, measure: Measurer, say: Say) -> None:
+    def __init__(
+        self, settings: Settings, builder: Builder, measure: Measurer, say: Say, preflight: Preflight | None = None
+    ) -> None:
         self.settings, self.builder, self.measure, self.say = settings, builder, measure, say
+        self.preflight = preflight
 
     def outcomes(self, plans: Sequence[KernelPlan]) -> list[_Measured]:
         built = self.builder.build(plans, lambda one: None)
-        ready = {str(one.artifact): one for one in built if one.artifact}
+        grounded = {str(one.artifact): self._grounded(one.artifact) for one in built if one.artifact}
+        ready = {str(one.artifact): one for one in built if one.artifact and not grounded[str(one.artifact)]}
         outcomes: dict[str, worker.Outcome] = {}
         if ready:
             request = Request(
@@ -174,9 +184,21 @@ class _Bench:
             )
             found = self.measure(request, limit_s=self.settings.limit_s, progress=self._record)
             outcomes = {outcome.artifact: outcome for outcome in found}
-        return [self._measured(one, outcomes.get(str(one.artifact))) for one in built]
+        return [self._measured(one, outcomes.get(str(one.artifact)), grounded.get(str(one.artifact))) for one in built]
 
-    def _measured(self, one: Built, outcome: worker.Outcome | None) -> _Measured:
+    def _grounded(self, artifact: Path) -> str | None:
+        """Why an artifact must not run on the GPU, or ``None``; a finding becomes evidence."""
+        findings = self.preflight(artifact) if self.preflight else []
+        if not findings:
+            return None
+        add_check(
+            artifact, new_check("emulator", False, findings=findings[:8], seed=self.settings.seed, by="preflight")
+        )
+        return f"emulator: {findings[0]}"
+
+    def _measured(self, one: Built, outcome: worker.Outcome | None, grounded: str | None) -> _Measured:
+        if grounded and one.artifact is not None:
+            return _Measured(one.plan, one.artifact, (), grounded)
         if outcome is None or one.artifact is None:
             return _Measured(one.plan, Path(), (), f"compile: {one.error}")
         failure = outcome.failure

@@ -37,6 +37,7 @@ void group_commit(Warp *w, Class class)
 
 static void learn(Warp *w, Class class, uint32_t clock)
 {
+    if (w->n_pending_slots) pending_clear(w, class, clock - 1);
     if (!w->machine->policy.races) return;
     uint32_t agent = agent_of(w, class);
     if (w->known[agent] < clock) w->known[agent] = clock;
@@ -106,6 +107,7 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
         op->agent = op->agent_read = (uint16_t)agent_of(w, (Class)class);
         op->clock = op->clock_read = groups_of(w, (Class)class)->open + 1;
         if (class == CLASS_BULK_WRITE) {
+            w->bulk_lanes |= mask;
             op->agent_read = (uint16_t)agent_of(w, CLASS_BULK_READ);
             op->clock_read = groups_of(w, CLASS_BULK_READ)->open + 1;
             join_group(op, CLASS_BULK_READ, 1);
@@ -115,12 +117,19 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
     return op;
 }
 
+void async_join_bulk_read(AsyncOp *op)
+{
+    op->warp->bulk_lanes |= op->mask;
+    join_group(op, CLASS_BULK_READ, 1);
+}
+
 int async_on_barrier(AsyncOp *op, uint32_t barrier_address, int32_t tx_bytes, uint32_t arrivals)
 {
     Barrier *b = barrier_at(op->warp, op->ins, barrier_address);
     if (!b) return 0;
     barrier_check_known(op->warp, op->ins, b, 1);
     if (op->n_signals == MAX_CTAS) return 0;
+    if (tx_bytes) b->flying++;
     if (op->after_class < 0) {
         op->agent = op->agent_read = b->agent;
         op->clock = op->clock_read = b->phase + 1;
@@ -131,7 +140,7 @@ int async_on_barrier(AsyncOp *op, uint32_t barrier_address, int32_t tx_bytes, ui
 
 static Access access_of(AsyncOp *op, int is_write)
 {
-    uint8_t flags = (uint8_t)(ACCESS_ASYNC | (is_write ? ACCESS_WRITE : ACCESS_READ));
+    uint8_t flags = (uint8_t)(ACCESS_ASYNC | (is_write ? ACCESS_WRITE | (is_write & ACCESS_ATOMIC) : ACCESS_READ));
     if (op->engine == ENGINE_CP_ASYNC) flags &= (uint8_t)~ACCESS_ASYNC; /* cp.async writes through the generic proxy */
     return (Access){op->warp, op->ins, is_write ? op->agent : op->agent_read, is_write ? op->clock : op->clock_read, flags};
 }
@@ -157,10 +166,20 @@ void async_touch_global(AsyncOp *op, uint64_t address, uint32_t bytes, int is_wr
 void async_pending_slot(AsyncOp *op, int32_t slot)
 {
     Warp *w = op->warp;
-    if (!w->pending_slots) w->pending_slots = arena_new(w->machine, ((size_t)w->program->n_registers + 31) / 32 * 4);
-    uint32_t bit = 1u << (slot & 31);
-    if (!(w->pending_slots[slot >> 5] & bit)) w->n_pending_slots++;
-    w->pending_slots[slot >> 5] |= bit;
+    if (!w->pending_slots) w->pending_slots = arena_new(w->machine, (size_t)w->program->n_registers * sizeof(uint32_t));
+    if (!w->pending_slots[slot]) w->n_pending_slots++;
+    w->pending_slots[slot] = (op->groups[0].group + 1) << 4 | op->groups[0].class;
+}
+
+void pending_clear(Warp *w, Class class, uint32_t up_to_group)
+{
+    for (int32_t slot = 0; slot < w->program->n_registers && w->n_pending_slots; slot++) {
+        uint32_t pending = w->pending_slots[slot];
+        if (pending && (pending & 15) == class && (pending >> 4) - 1 <= up_to_group) {
+            w->pending_slots[slot] = 0;
+            w->n_pending_slots--;
+        }
+    }
 }
 
 static void tell_groups(AsyncOp *op, int at_read)
@@ -242,6 +261,7 @@ void async_issue(AsyncOp *op)
     m->last = op;
     m->n_waiting++;
     m->stats.async_ops++;
+    trace(m, TRACE_ISSUE, op->cta->rank, op->warp->index, op->ins, op->engine, m->now, op->serial);
     int delay = m->policy.delay[op->engine];
     if (delay == DELAY_EARLY && eligible(op)) land(op);
     else if (op->engine != ENGINE_ARRIVE && op->engine != ENGINE_MMA && op->engine != ENGINE_WGMMA &&
@@ -299,10 +319,6 @@ void async_finish_class(Warp *w, Class class)
     Groups *g = groups_of(w, class);
     if (g->joined) group_milestone(w, class);
     if (g->open) learn(w, class, g->open);
-    if (class == CLASS_TMEM_LOAD && w->n_pending_slots) {
-        memset(w->pending_slots, 0, ((size_t)w->program->n_registers + 31) / 32 * 4);
-        w->n_pending_slots = 0;
-    }
 }
 
 int async_arrive_after(Warp *w, const Ins *i, uint32_t mask, Class class, const uint32_t *addresses, int n, uint32_t arrivals)
@@ -425,8 +441,10 @@ HANDLER(cp_async_mbarrier_arrive)
     return EMU_YIELD;
 }
 
+/* Bulk groups belong to threads: lanes that issued nothing neither close nor await the groups of those that did. */
 HANDLER(bulk_commit)
 {
+    if (w->bulk_lanes && !(w->bulk_lanes & mask)) return EMU_NEXT;
     group_commit(w, CLASS_BULK_READ);
     group_commit(w, CLASS_BULK_WRITE);
     return EMU_NEXT;
@@ -434,6 +452,7 @@ HANDLER(bulk_commit)
 
 HANDLER(bulk_wait)
 {
+    if (w->bulk_lanes & ~mask) return EMU_NEXT;
     int status = group_wait(w, i, CLASS_BULK_READ, (uint32_t)i->imm[0]);
     if (status != EMU_NEXT || i->imm[1]) return status;
     return group_wait(w, i, CLASS_BULK_WRITE, (uint32_t)i->imm[0]);

@@ -1,22 +1,63 @@
+/* Bytes with their poison: where copies land, what they take and give, and what reductions do with it. */
 #include "bulk.h"
 #include "tma_tile.h"
 
-#include <math.h>
 #include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+
+int abandon(AsyncOp *op) {
+    free(op);
+    return EMU_STOP;
+}
+
+int copy_operands_defined(Warp *w, const Ins *i, uint32_t mask, uint32_t wide) {
+    for (int n = 0; n < i->n_slots; n++) {
+        if (i->s[n] < 0) continue;
+        const uint32_t bad = (BAD(n) | (wide >> n & 1 ? BADHI(n) : 0)) & mask;
+        if (bad) return stop(w, i, bad, "undefined_value", "operand %d of the copy was never written", n + 1);
+    }
+    return EMU_NEXT;
+}
+
+/* A copy signals an mbarrier in the CTA of its destination, or with .cta_group::2 in either CTA of that pair. */
+static int barrier_is_near(AsyncOp *op, uint32_t barrier, const Cta *cta, int flags) {
+    const uint32_t there = barrier >> SHARED_RANK_SHIFT, here = (uint32_t)cta->rank;
+    if (there == here || (flags & COPY_CTA_GROUP_2 && (there ^ here) == 1)) return 1;
+    stop(op->warp, op->ins, op->mask, "barrier", "the copy lands in CTA %u of the cluster and signals an mbarrier in CTA %u",
+         here, there);
+    return 0;
+}
+
+static int one_destination(AsyncOp *op, uint32_t address, uint32_t bytes, uint32_t alignment, uint32_t barrier, int flags,
+                           int32_t tx_bytes, Place *place) {
+    place->cta = shared_at(op->warp, op->ins, address, bytes, alignment, &place->offset);
+    if (!place->cta) return 0;
+    if (flags & COPY_OWN_CTA && place->cta != op->cta) {
+        stop(op->warp, op->ins, op->mask, "out_of_bounds",
+             "the destination is .shared::cta and lies in CTA %d of the cluster, the copy is issued by CTA %d",
+             place->cta->rank, op->cta->rank);
+        return 0;
+    }
+    if (!barrier_is_near(op, barrier, place->cta, flags)) return 0;
+    if (flags & COPY_OWN_CTA && barrier >> SHARED_RANK_SHIFT != (uint32_t)op->cta->rank) {
+        stop(op->warp, op->ins, op->mask, "barrier",
+             "a copy to .shared::cta cannot signal the mbarrier of another CTA (%u): the form with .shared::cluster can",
+             barrier >> SHARED_RANK_SHIFT);
+        return 0;
+    }
+    return async_on_barrier(op, barrier, tx_bytes, 0);
+}
 
 int copy_destinations(AsyncOp *op, uint32_t address, uint32_t bytes, uint32_t alignment, uint32_t barrier, int flags,
-                      uint32_t multicast_mask, int32_t tx_bytes, Place places[MAX_CTAS]) {
+                      uint32_t multicast_mask, int32_t tx_bytes, Place places[MAX_CTAS],
+                      void (*touch)(AsyncOp *op, const Place *place)) {
     Warp *w = op->warp;
     const uint32_t low = (1u << SHARED_RANK_SHIFT) - 1;
     if (!(flags & COPY_MULTICAST)) {
-        if (!(places[0].cta = shared_at(w, op->ins, address, bytes, alignment, &places[0].offset))) return 0;
-        const uint32_t there = barrier >> SHARED_RANK_SHIFT, here = (uint32_t)places[0].cta->rank;
-        if (there != here && (!(flags & COPY_CTA_GROUP_2) || (there ^ here) != 1)) {
-            stop(w, op->ins, op->mask, "barrier", "the copy lands in CTA %u of the cluster and signals an mbarrier in CTA %u",
-                 here, there);
-            return 0;
-        }
-        return async_on_barrier(op, barrier, tx_bytes, 0) ? 1 : 0;
+        if (!one_destination(op, address, bytes, alignment, barrier, flags, tx_bytes, &places[0])) return 0;
+        touch(op, &places[0]);
+        return 1;
     }
     int n = 0;
     for (uint32_t rank = 0; rank < 16; rank++) {
@@ -32,7 +73,7 @@ int copy_destinations(AsyncOp *op, uint32_t address, uint32_t bytes, uint32_t al
         /* A pair's barrier lies in the CTA of the pair that the barrier's address names, even or odd. */
         const uint32_t owner = flags & COPY_CTA_GROUP_2 ? (rank & ~1u) | (barrier >> SHARED_RANK_SHIFT & 1) : rank;
         if (!async_on_barrier(op, (barrier & low) | owner << SHARED_RANK_SHIFT, tx_bytes, 0)) return 0;
-        async_touch_shared(op, place->cta, place->offset, bytes, 1);
+        touch(op, place);
         n++;
     }
     if (n == 0) stop(w, op->ins, op->mask, "barrier", "the multicast mask is 0: nobody receives the copy");
@@ -46,9 +87,27 @@ void take_global(const Range *range, uint64_t address, uint32_t bytes, uint8_t *
         for (uint32_t b = 0; b < bytes; b++) bad[b] = range->shadow[address - range->low + b] & SHADOW_BAD;
 }
 
-void give_global(const Range *range, uint64_t address, uint32_t bytes, const uint8_t *data, const uint8_t *bad) {
+/* As with ordinary stores: what was never written must not reach global memory. */
+static void check_defined(const AsyncOp *op, uint64_t address, uint32_t bytes, const uint8_t *bad) {
+    const uint8_t *first = memchr(bad, SHADOW_BAD, bytes);
+    if (first)
+        machine_finding(op->machine, op, "undefined_value",
+                        "the copy stores bytes that were never written, or that depend on such, to global 0x%llx",
+                        (unsigned long long)address + (unsigned long long)(first - bad));
+}
+
+static void sign(const AsyncOp *op, const Range *range, uint64_t address, uint32_t bytes) {
+    if (!range->writer) return;
+    const int32_t writer = 1 + (int32_t)(op->ins - op->machine->program->ins);
+    for (uint32_t b = 0; b < bytes; b++) range->writer[address - range->low + b] = writer;
+}
+
+void give_global(const AsyncOp *op, const Range *range, uint64_t address, uint32_t bytes, const uint8_t *data,
+                 const uint8_t *bad) {
+    check_defined(op, address, bytes, bad);
     memcpy((void *)(uintptr_t)address, data, bytes);
     if (range->shadow) memcpy(range->shadow + (address - range->low), bad, bytes);
+    sign(op, range, address, bytes);
 }
 
 void take_shared(const Cta *cta, uint32_t offset, uint32_t bytes, uint8_t *data, uint8_t *bad) {
@@ -163,5 +222,26 @@ void reduce_elements(int op, int type, uint32_t element_bytes, uint8_t *to, uint
         uint8_t bad = 0;
         for (uint32_t b = 0; b < element_bytes; b++) bad |= (to_bad[at + b] & SHADOW_BAD) | from_bad[at + b];
         for (uint32_t b = 0; b < element_bytes; b++) to_bad[at + b] = bad;
+    }
+}
+
+void reduce_global(const AsyncOp *op, const Range *range, uint64_t address, uint32_t bytes, int reduce, int type,
+                   uint32_t element_bytes, const uint8_t *data, const uint8_t *bad) {
+    check_defined(op, address, bytes, bad);
+    reduce_elements(reduce, type, element_bytes, (uint8_t *)(uintptr_t)address,
+                    range->shadow ? range->shadow + (address - range->low) : NULL, data, bad, bytes);
+    sign(op, range, address, bytes);
+}
+
+int reduction_exists(int op, int type, int is_tensor) {
+    const int is_word = type == TMA_U32 || type == TMA_S32, is_long = type == TMA_U64 || type == TMA_S64;
+    const int is_half = type == TMA_F16 || type == TMA_BF16, is_float = type == TMA_F32 || type == TMA_F32_FTZ;
+    switch (op) {
+    case REDUCE_ADD: return is_word || type == TMA_U64 || is_half || is_float || (type == TMA_F64 && !is_tensor);
+    case REDUCE_MIN:
+    case REDUCE_MAX: return is_word || is_long || is_half;
+    case REDUCE_INC:
+    case REDUCE_DEC: return type == TMA_U32;
+    default: return is_word || is_long;
     }
 }

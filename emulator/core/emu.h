@@ -46,7 +46,12 @@ typedef enum {
 
 typedef int (*Handler)(Warp *w, const Ins *i, uint32_t mask);
 
-enum { INS_BRANCH = 1, INS_EXIT = 2, INS_CONVERGED = 4 /* every live lane of the warp must be here (.aligned) */ };
+enum {
+    INS_BRANCH = 1,
+    INS_EXIT = 2,
+    INS_CONVERGED = 4,    /* every live lane of the warp must be here (.aligned) */
+    INS_MAY_USE_PENDING = 8 /* set by the core: a wgmma, which may use accumulators of another one in flight */
+};
 
 struct Ins {
     Handler run;
@@ -98,6 +103,7 @@ struct Program {
     uint32_t local_bytes; /* .local memory of one lane */
 };
 
+
 /* ---------------------------------------------------------------------------------------------------- handlers */
 
 typedef struct { const char *name; Handler run; } HandlerEntry;
@@ -139,7 +145,8 @@ typedef enum {
 #define AGENT_PRIOR_GRID 0 /* known after griddepcontrol.wait */
 typedef uint32_t *Clock; /* machine->clock_length entries */
 
-enum { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_ASYNC = 2 /* async proxy */, ACCESS_ATOMIC = 4, ACCESS_STRONG = 8 };
+enum { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_ASYNC = 2 /* async proxy */, ACCESS_ATOMIC = 4, ACCESS_STRONG = 8,
+       ACCESS_UNRECORDED = 16 /* a read that is judged and leaves no record */ };
 
 typedef struct {
     Warp *warp;      /* whose clocks are consulted: the warp that executes or issued */
@@ -157,6 +164,7 @@ void touch_global(const Access *a, uint64_t address, uint32_t bytes);
 Access access_of_warp(Warp *w, const Ins *i, uint8_t flags); /* a synchronous access by the warp itself */
 
 uint32_t agent_of(Warp *w, Class class); /* the agent number, made on first use */
+uint32_t agent_new(Machine *m);          /* a fresh one, for a barrier's transactions */
 
 /* -------------------------------------------------------------------------------------------------------- groups */
 
@@ -225,11 +233,16 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
 /* Completion on an mbarrier (cluster address): complete_tx of tx_bytes and/or arrivals; later touches are recorded in
  * that barrier's name (call before the touches of that destination). False after a finding (no barrier there). */
 int async_on_barrier(AsyncOp *op, uint32_t barrier_address, int32_t tx_bytes, uint32_t arrivals);
+/* is_write: 0, or ACCESS_WRITE, which is 1, for reductions with ACCESS_ATOMIC: these do not race with each other. */
 void async_touch_shared(AsyncOp *op, Cta *cta, uint32_t offset, uint32_t bytes, int is_write);
 void async_touch_tmem(AsyncOp *op, Cta *cta, uint32_t first_lane, uint32_t n_lanes, uint32_t first_column, uint32_t n_columns,
                       int is_write);
 void async_touch_global(AsyncOp *op, uint64_t address, uint32_t bytes, int is_write);
-void async_pending_slot(AsyncOp *op, int32_t slot); /* register slot it will write: its first use completes the class */
+/* A register slot that the operation will write. Of a tcgen05.ld, the first use of the slot completes the load; of a
+ * wgmma, any use before the wait for its group is a finding (other wgmma excepted: their handlers are marked). */
+void async_pending_slot(AsyncOp *op, int32_t slot);
+/* Its read phase also belongs to the warp's bulk group: a load's reading of its tensor map. */
+void async_join_bulk_read(AsyncOp *op);
 void async_issue(AsyncOp *op); /* hand it over: from here on the machine owns it and may already have run it */
 /* Arrivals on barriers once everything that the warp issued so far in `class` is complete (tcgen05.commit, noinc). */
 int async_arrive_after(Warp *w, const Ins *i, uint32_t mask, Class class, const uint32_t *addresses, int n, uint32_t arrivals);
@@ -249,8 +262,8 @@ enum { RANGE_TRACK = 1 /* races are looked for */, RANGE_READ_ONLY = 2, RANGE_PA
 typedef struct {
     uint64_t low, high;
     uint8_t *shadow;   /* one byte a byte (SHADOW_*), or NULL: everything is defined */
-    void *granules;    /* race records, the core's own */
     uint16_t *owner;   /* of each byte: number of the cluster that wrote it in this launch, 0 none; or NULL */
+    int32_t *writer;   /* of each byte: 1 + the instruction that wrote it last; or NULL */
     int32_t flags, name; /* name: index that Python understands */
 } Range;
 /* The registered range that holds [address, address + bytes), or NULL after a finding. */
@@ -269,7 +282,8 @@ struct Barrier {
     uint32_t init_clock;
     uint8_t init_fenced; /* the initialising warp has executed a fence since */
     Clock arriving[2], passed[2]; /* generic and async view: gathered in this phase; given to waiters of the last one */
-    const Ins *init_ins;
+    uint32_t flying;  /* copies in flight that will signal the current phase */
+    const Ins *init_ins, *last_arrival;
     Cta *cta;
 };
 Barrier *barrier_at(Warp *w, const Ins *i, uint64_t address); /* NULL after a finding */
@@ -306,6 +320,7 @@ struct Warp {
     uint32_t live;      /* lanes that have not exited */
     uint32_t elected;   /* the lane that elect.sync chooses */
     Wait wait;          /* set by a handler that returns EMU_AGAIN */
+    Wait resume;        /* what the instruction waited for that is now executed again; kind WAIT_NONE the first time */
     int32_t n_paths;
     Path paths[LANES];
     int32_t current;    /* the path that runs */
@@ -313,28 +328,34 @@ struct Warp {
     Clock fenced[2];      /* what the last fence published, for relaxed arrivals */
     uint16_t agents[N_CLASSES]; /* 0: not made yet */
     Groups groups[N_CLASSES];
-    uint32_t *pending_slots;  /* bitmap of register slots that an asynchronous load will write; NULL when none */
+    uint32_t *pending_slots;  /* of each register slot: 0, or group << 4 | class of what will write it; NULL: none yet */
     uint32_t n_pending_slots;
+    uint32_t bulk_lanes;      /* lanes that have issued bulk-group operations: groups belong to threads */
     uint32_t registers;       /* setmaxnreg */
     uint64_t instructions;
-    uint8_t *local;           /* 32 × local_bytes */
-    uint32_t spin;            /* quanta in a row without blocking */
+    uint8_t *local, *local_shadow; /* 32 × local_bytes each */
     uint64_t seen_event, blocked_since;
+    uint8_t tired;            /* ran a whole quantum without blocking: others come first */
     Barrier **initialised;    /* barriers it initialised since its last fence */
     int32_t n_initialised;
     uint32_t cluster_generation; /* arrived at */
     uint8_t cluster_arrived, done;
+    struct WgmmaState *wgmma; /* made by wgmma.c on first use */
 };
 
 typedef struct {
     uint32_t expected, arrived, generation; /* threads; expected 0: nobody is there yet */
+    uint32_t whole_cta; /* no count was given: warps that have exited are not waited for */
     const Ins *first_ins;
     int32_t first_warp;
-    uint64_t warps;  /* that have arrived in this generation */
     uint32_t red[3]; /* popc, and, or of bar.red in this generation, and of the last one below */
     uint32_t red_done[3];
     Clock arriving[2], passed[2];
 } NamedBarrier;
+
+/* One granule of race records: 16 bytes of memory, or 32 lanes of a TMEM column (races.c). */
+typedef struct { uint16_t agent; uint8_t flags, spare; uint32_t clock, mask; int32_t ins; } Record;
+typedef struct { uint16_t n, capacity; Record *records; } Granule;
 
 typedef struct { uint16_t first, columns; int32_t warp; const Ins *ins; } TmemAllocation;
 
@@ -344,8 +365,8 @@ struct Cta {
     uint32_t id[3];
     uint8_t *smem, *shadow; /* smem_bytes each */
     uint32_t smem_bytes;
-    void *granules;         /* race records of shared memory */
-    void *tmem_granules;
+    Granule *granules;      /* of shared memory; NULL: races are not looked for */
+    Granule *tmem_granules; /* [column * 4 + lane / 32] */
     Barrier **barriers;     /* at [offset / 8] */
     int32_t n_warps;
     Warp warps[MAX_WARPS];
@@ -355,6 +376,7 @@ struct Cta {
     uint16_t tmem_owner[TMEM_COLUMNS]; /* allocation number + 1 of each column, 0 free */
     uint8_t tmem_relinquished;
     uint8_t tmem_used;
+    struct TmemState *tmem_state; /* allocations (tmem.h) */
     int32_t register_pool, live_warps;
 };
 
@@ -373,6 +395,9 @@ typedef struct {
     int32_t ins, other_ins; /* instruction indices, -1 none */
     uint32_t lanes;
     uint32_t count;         /* how often the same was seen */
+    int32_t wait_kind, wait_id; /* of a hang: WaitKind, and barrier number or class */
+    int64_t wait[6];        /* WAIT_BARRIER: shared address, phase waited for, completed phases, expected arrivals,
+                               missing arrivals, missing bytes; WAIT_NAMED: expected threads, arrived threads */
     char message[360];
 } Finding;
 
@@ -384,14 +409,18 @@ int stop(Warp *w, const Ins *i, uint32_t lanes, const char *kind, const char *fo
     __attribute__((format(printf, 5, 6)));
 void machine_finding(Machine *m, const AsyncOp *op, const char *kind, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+void machine_finding_at(Machine *m, const Cta *cta, const Ins *i, const Ins *other, const char *kind, const char *format, ...)
+    __attribute__((format(printf, 6, 7)));
 
 /* ----------------------------------------------------------------------------------------------------------- trace */
 
 typedef enum { TRACE_RUN, TRACE_WAIT, TRACE_ISSUE, TRACE_LAND, TRACE_ARRIVE, TRACE_PHASE } TraceKind;
 typedef struct {
     uint64_t time, until; /* instructions executed by the machine: start and end */
-    int32_t kind, cta, warp, ins, detail; /* detail: wait kind, engine, barrier offset */
-    uint64_t serial; /* of the asynchronous operation */
+    /* cta: its rank, in an outcome its number in the order of clusters. ins: where a run ended. detail: what the warp
+     * waits for then (-1: it has ended), the engine, or the barrier's offset. */
+    int32_t kind, cta, warp, ins, detail;
+    uint64_t serial; /* of the asynchronous operation; of arrivals and phases the barrier's phase */
 } TraceEvent;
 void trace(Machine *m, TraceKind kind, int cta, int warp, const Ins *i, int detail, uint64_t time, uint64_t serial);
 
@@ -403,7 +432,7 @@ typedef struct {
     int32_t delay[N_ENGINES];
     int32_t starved_warp;  /* index in the CTA of the warp (of every CTA) that runs only when nothing else can, or -1 */
     int32_t reverse;       /* 1: warps of high index first */
-    int32_t shuffle;       /* 1: the warp to run is drawn at random */
+    int32_t shuffle;       /* which warp runs: 0 the first that can, 1 drawn at random, 2 in turn */
     int32_t pick;          /* which waiting operation lands first: 0 oldest, 1 newest, 2 random */
     int32_t elect_last;    /* 0: elect chooses the lowest lane; 1: the highest; 2: random, the same for a warp */
     int32_t spurious;      /* 1: try_wait and test_wait may fail although the phase is complete */
@@ -412,13 +441,15 @@ typedef struct {
     int64_t max_instructions; /* of a cluster; 0 no limit */
     int32_t trace;
     int32_t max_findings;
+    int32_t spare;
 } Policy;
 
 typedef struct {
     uint32_t grid[3], block[3], cluster[3];
     uint32_t dynamic_smem_bytes, static_smem_bytes;
     uint64_t param_address;
-    uint32_t param_bytes, registers_per_thread;
+    uint32_t param_bytes, registers_per_thread; /* 0: not known */
+    uint32_t n_sms;
 } Launch;
 
 typedef struct {
@@ -442,7 +473,7 @@ struct Machine {
     AsyncOp *first, *last; /* waiting operations, oldest first */
     int32_t n_waiting;
     uint64_t next_serial;
-    uint32_t n_agents, clock_length;
+    uint32_t n_agents, clock_length; /* numbers given out, AGENT_PRIOR_GRID included */
     struct { uint32_t arrived, generation, expected; Clock arriving[2], passed[2]; } cluster;
     Finding *findings;
     int32_t n_findings, findings_capacity;
@@ -451,11 +482,14 @@ struct Machine {
     Stats stats;
     int stopped;
     Range *last_range;
+    void **global_granules; /* race records of each range */
     struct Block *arena;   /* everything that lives as long as the cluster */
     struct SyncLocation *locations;
+    struct MapNote *tensor_maps; /* maps in global memory that the kernel has changed (tensormap.c) */
     uint32_t cluster_serial; /* 1 + the cluster's linear index */
     int acquired;          /* something was acquired from global memory: other clusters may be synchronised with */
     int cursor;
+    uint32_t idle_turns;   /* how often nobody but tired and starved warps could run */
     struct { Warp *warp; uint32_t barrier; uint8_t class; } agents[MAX_AGENTS];
 };
 
@@ -469,6 +503,9 @@ void clock_release(Warp *w, Clock into[2]);           /* publishes what w knows;
 void clock_acquire(Warp *w, Clock from[2]);
 void clock_release_fenced(Warp *w, Clock into[2]);    /* what the last fence published */
 int wait_ready(const Machine *m, const Warp *w, const Path *path);
+void pending_clear(Warp *w, Class class, uint32_t up_to_group); /* forgets in-flight register slots */
+void tmem_exit_check(Cta *cta); /* tensor memory that is still allocated when the CTA ends */
+void local_at(Warp *w, const Ins *i, uint32_t lane, uint64_t address, uint32_t bytes, uint8_t **data, uint8_t **shadow);
 int async_step_any(Machine *m);                       /* completes one waiting operation; 0 when there is none */
 void async_step_mixed(Machine *m);
 void async_finish_class(Warp *w, Class class);        /* lands everything issued in a class and lets w know it */

@@ -3,11 +3,13 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
-static Finding *place(Machine *m, const char *kind, int32_t ins, int32_t other)
+/* Each place once; of a hang, each waiting warp. */
+static Finding *place(Machine *m, const char *kind, int32_t ins, int32_t other, const Warp *w)
 {
     for (int k = 0; k < m->n_findings; k++) {
         Finding *f = &m->findings[k];
         if (f->ins == ins && f->other_ins == other && !strcmp(f->kind, kind)) {
+            if (w && !strcmp(kind, "hang") && (f->warp != w->index || f->cta != w->cta->rank)) continue;
             f->count++;
             return NULL;
         }
@@ -31,7 +33,7 @@ static void put(Machine *m, Warp *w, const Ins *i, uint32_t lanes, const Ins *ot
                 va_list arguments)
 {
     int32_t at = i ? (int32_t)(i - m->program->ins) : -1;
-    Finding *f = place(m, kind, at, other ? (int32_t)(other - m->program->ins) : -1);
+    Finding *f = place(m, kind, at, other ? (int32_t)(other - m->program->ins) : -1, w);
     if (!f) return;
     if (w) {
         f->cta = w->cta->rank;
@@ -65,6 +67,14 @@ void machine_finding(Machine *m, const AsyncOp *op, const char *kind, const char
     va_list arguments;
     va_start(arguments, format);
     put(m, op ? op->warp : NULL, op ? op->ins : NULL, 0, NULL, kind, format, arguments);
+    va_end(arguments);
+}
+
+void machine_finding_at(Machine *m, const Cta *cta, const Ins *i, const Ins *other, const char *kind, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    put(m, (Warp *)&cta->warps[0], i, 0, other, kind, format, arguments);
     va_end(arguments);
 }
 

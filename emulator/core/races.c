@@ -6,9 +6,6 @@
 #include "emu.h"
 #include <stdlib.h>
 
-typedef struct { uint16_t agent; uint8_t flags, spare; uint32_t clock, mask; int32_t ins; } Record;
-typedef struct { uint16_t n, capacity; Record *records; } Granule;
-
 #define PAGE_GRANULES 256
 #define ALL_BYTES 0xffffu
 
@@ -47,16 +44,25 @@ void clock_acquire(Warp *w, Clock from[2])
     w->known[self] = own;
 }
 
+uint32_t agent_new(Machine *m)
+{
+    if (m->n_agents < m->clock_length) return m->n_agents++;
+    if (!m->stopped)
+        machine_finding(m, NULL, "emulator_limit", "more than %u warps, streams and mbarriers in one cluster", m->clock_length);
+    m->stopped = 1;
+    return m->clock_length - 1;
+}
+
 uint32_t agent_of(Warp *w, Class class)
 {
     if (likely(w->agents[class])) return w->agents[class];
     Machine *m = w->machine;
-    uint32_t agent = m->n_agents < m->clock_length ? m->n_agents++ : m->clock_length - 1;
+    uint32_t agent = agent_new(m);
     m->agents[agent].warp = w;
     m->agents[agent].barrier = 0;
     m->agents[agent].class = (uint8_t)class;
     w->agents[class] = (uint16_t)agent;
-    if (class == CLASS_WARP) w->known[agent] = 1;
+    if (class == CLASS_WARP && w->known) w->known[agent] = 1;
     return agent;
 }
 
@@ -132,7 +138,7 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
                 if (!excused && !ordered) report(a, r, space, where, 0);
                 else if (!excused && proxy && visible[r->agent] < r->clock) report(a, r, space, where, 1);
                 if (write) r->mask &= ~mask;
-            } else if (ordered) {
+            } else if (ordered && !(a->flags & ACCESS_UNRECORDED)) {
                 if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == a->flags) {
                     r->mask |= mask;
                     merged = 1;
@@ -150,7 +156,7 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
         }
     }
     g->n = (uint16_t)kept;
-    if (merged) return;
+    if (merged || a->flags & ACCESS_UNRECORDED) return;
     if (g->n == g->capacity) grow(m, g);
     g->records[g->n++] = (Record){a->agent, a->flags, 0, a->clock, mask, ins};
     m->stats.races_checked++;
@@ -209,11 +215,12 @@ void touch_tmem(const Access *a, Cta *cta, uint32_t lane0, uint32_t n_lanes, uin
 static Granule *global_granule(Machine *m, Range *range, uint64_t address)
 {
     uint64_t base = range->low & ~15ull, index = (address - base) >> 4, page = index / PAGE_GRANULES;
-    if (!range->granules) {
+    void **own = &m->global_granules[range - m->memory->ranges];
+    if (!*own) {
         uint64_t pages = ((range->high - base) >> 4) / PAGE_GRANULES + 2;
-        range->granules = arena_new(m, pages * sizeof(Granule *));
+        *own = arena_new(m, pages * sizeof(Granule *));
     }
-    Granule **table = range->granules;
+    Granule **table = *own;
     if (!table[page]) table[page] = arena_new(m, PAGE_GRANULES * sizeof(Granule));
     return &table[page][index % PAGE_GRANULES];
 }

@@ -37,7 +37,11 @@ const char *tma_decode(const uint8_t *bytes, TmaDescriptor *out) {
     if (out->rank > TMA_MAX_RANK) return "the tensor map's rank is above 5";
     if (out->type >= TMA_TYPES) return "the tensor map's element type is unknown";
     if (bits(flags, 11, 2)) return "interleaved tensor maps are not supported";
-    if (bits(flags, 19, 2)) return "swizzle atomicities other than 16 bytes are not supported";
+    if (bits(flags, 19, 2) == 2) return "the swizzle atomicity of 32 bytes with flipped halves is not supported";
+    if (bits(flags, 19, 2) && out->swizzle != TMA_SWIZZLE_128)
+        return "only the 128-byte swizzle has other atomicities than 16 bytes";
+    static const uint32_t atoms[] = {16, 32, 0, 64};
+    out->atom_bytes = atoms[bits(flags, 19, 2)];
     out->group_elements = GROUPS[out->type].elements;
     out->group_global_bytes = GROUPS[out->type].global_bytes;
     out->group_shared_bytes = GROUPS[out->type].shared_bytes;
@@ -65,6 +69,7 @@ const char *tma_check(const TmaDescriptor *d) {
     if (inner > span[d->swizzle]) return "the inner box is longer than the swizzle's span";
     if (padded && d->box[0] != 128 && d->swizzle != TMA_SWIZZLE_NONE)
         return "a padded type's inner box under a swizzle is not 128 elements";
+    if (d->fill_nan && d->group_elements != 1) return "packed types have no NaN to fill with";
     if (padded && d->dims[0] % 128) return "a padded type's inner dimension is no multiple of 128 elements";
     for (uint32_t i = 1; i < d->rank; i++) {
         if (padded && d->strides[i] % 32) return "a padded type's stride is no multiple of 32 bytes";
@@ -73,15 +78,18 @@ const char *tma_check(const TmaDescriptor *d) {
     return NULL;
 }
 
-/* Bits 4.. are XORed with bits 7.. of the same address: a pattern of absolute addresses, not of the tile's offsets. */
-uint32_t tma_swizzle(uint32_t address, uint32_t swizzle) {
+/* Bits 4.. are XORed with bits 7.. of the same address: a pattern of absolute addresses, not of the tile's offsets. With
+ * atoms of 32 or 64 bytes it is fewer bits, from 5 or 6 on. */
+uint32_t tma_swizzle(const TmaDescriptor *d, uint32_t address) {
     static const uint32_t mask[] = {0, 0x10, 0x30, 0x70};
-    return address ^ (address >> 3 & mask[swizzle]);
+    if (d->atom_bytes == 32) return address ^ (address >> 2 & 0x60);
+    if (d->atom_bytes == 64) return address ^ (address >> 1 & 0x40);
+    return address ^ (address >> 3 & mask[d->swizzle]);
 }
 
-uint32_t tma_shared_alignment(const TmaDescriptor *d) {
+uint32_t tma_pattern_bytes(const TmaDescriptor *d) {
     static const uint32_t alignment[] = {128, 256, 512, 1024};
-    return alignment[d->swizzle];
+    return alignment[d->swizzle] / (d->atom_bytes / 16);
 }
 
 /* With an element stride of s, every s-th element is taken: ceil(box / s) of them. */
@@ -97,54 +105,48 @@ uint64_t tma_box_bytes(const TmaDescriptor *d, uint32_t rows) {
     return total;
 }
 
-/* One row: dim 0 from `column` on; `row_address` is that of its column 0, `in_tensor` whether the other coordinates
- * lie in the tensor. False when the visitor ended the walk. */
-static bool walk_row(const TmaDescriptor *d, int64_t column, uint64_t row_address, bool in_tensor, uint32_t offset,
-                     TmaVisit visit, void *context) {
-    const uint32_t groups = d->box[0] / d->group_elements;
-    const bool padded = d->group_shared_bytes != d->group_global_bytes;
-    /* bytes of the row that exist, counted from the box's first byte; sub-byte columns are whole groups or bytes */
-    const int64_t bits_each = d->group_elements == 1 ? 8 * (int64_t)d->group_global_bytes
-                                                     : 8 * (int64_t)d->group_global_bytes / 16;
-    const int64_t first = column * bits_each / 8, end = ((int64_t)d->dims[0] * bits_each + 7) / 8;
-    const uint32_t row_bytes = groups * d->group_global_bytes;
-    const uint32_t step = padded ? d->group_global_bytes : d->swizzle == TMA_SWIZZLE_NONE ? row_bytes : 16;
-    for (uint32_t at = 0; at < row_bytes;) {
-        const uint32_t place = padded ? at / step * d->group_shared_bytes + at % step : at;
-        const uint32_t linear = offset + place;
-        TmaSegment segment = {.shared_address = tma_swizzle(linear, d->swizzle)};
-        /* a run never crosses a group's padding nor the 16 bytes that a swizzle keeps together */
-        uint32_t length = padded ? step - at % step : d->swizzle == TMA_SWIZZLE_NONE ? step : 16 - linear % 16;
-        if (length > row_bytes - at) length = row_bytes - at;
-        const int64_t from = first + at;
-        /* before the tensor there is only fill: cut the run where the tensor begins */
-        if (from < 0 && from + length > 0) length = (uint32_t)-from;
-        segment.bytes = length;
-        if (in_tensor && from >= 0 && from < end)
-            segment.inside = (uint64_t)(end - from) < length ? (uint32_t)(end - from) : length;
-        segment.global_address = segment.inside ? row_address + (uint64_t)from : 0;
-        if (!visit(context, &segment)) return false;
-        at += length;
-    }
-    return true;
+uint32_t tma_shared_bytes(const TmaDescriptor *d, uint32_t data_bytes) {
+    return data_bytes / d->group_global_bytes * d->group_shared_bytes;
 }
 
-bool tma_walk(const TmaDescriptor *d, const int32_t *coordinates, uint32_t shared_address, TmaVisit visit,
-              void *context) {
-    const uint32_t row_shared_bytes = d->box[0] / d->group_elements * d->group_shared_bytes;
-    uint32_t index[TMA_MAX_RANK] = {0}, counts[TMA_MAX_RANK];
+/* One row: dim 0 from `column` on; `row_address` is that of its column 0, `in_tensor` whether the other coordinates
+ * lie in the tensor. False when the visitor ended the walk. */
+static bool walk_row(const TmaDescriptor *d, int64_t column, uint64_t row_address, bool in_tensor, uint32_t at,
+                     TmaVisit visit, void *context) {
+    const int64_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
+    /* bytes of the row that exist, counted from its column 0; sub-byte columns are whole groups or bytes */
+    const int64_t bits_each = 8 * (int64_t)d->group_global_bytes / d->group_elements;
+    const int64_t first = column * bits_each / 8, end = ((int64_t)d->dims[0] * bits_each + 7) / 8;
+    /* before the tensor there is only fill: cut the row where the tensor begins */
+    const int64_t before = first >= 0 ? 0 : first + row_bytes > 0 ? -first : row_bytes;
+    if (before) {
+        const TmaSegment segment = {.at = at, .bytes = (uint32_t)before};
+        if (!visit(context, &segment)) return false;
+    }
+    if (before == row_bytes) return true;
+    const int64_t from = first + before;
+    TmaSegment segment = {.at = at + (uint32_t)before, .bytes = (uint32_t)(row_bytes - before)};
+    if (in_tensor && from < end) {
+        segment.inside = end - from < segment.bytes ? (uint32_t)(end - from) : segment.bytes;
+        segment.global_address = row_address + (uint64_t)from;
+    }
+    return visit(context, &segment);
+}
+
+bool tma_walk(const TmaDescriptor *d, const int32_t *coordinates, TmaVisit visit, void *context) {
+    const uint32_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
+    uint32_t index[TMA_MAX_RANK] = {0}, counts[TMA_MAX_RANK], at = 0;
     for (uint32_t i = 0; i < TMA_MAX_RANK; i++) counts[i] = i < d->rank ? count(d, i) : 1;
-    uint32_t offset = shared_address;
     for (;;) {
         bool in_tensor = true;
         uint64_t row = d->address;
         for (uint32_t i = 1; i < d->rank; i++) {
-            const int64_t at = (int64_t)coordinates[i] + (int64_t)index[i] * d->element_strides[i];
-            in_tensor = in_tensor && at >= 0 && (uint64_t)at < d->dims[i];
-            row += (uint64_t)at * d->strides[i];
+            const int64_t here = (int64_t)coordinates[i] + (int64_t)index[i] * d->element_strides[i];
+            in_tensor = in_tensor && here >= 0 && (uint64_t)here < d->dims[i];
+            row += (uint64_t)here * d->strides[i];
         }
-        if (!walk_row(d, coordinates[0], row, in_tensor, offset, visit, context)) return false;
-        offset += row_shared_bytes;
+        if (!walk_row(d, coordinates[0], row, in_tensor, at, visit, context)) return false;
+        at += row_bytes;
         uint32_t i = 1;
         for (; i < d->rank; i++) {
             if (++index[i] < counts[i]) break;
@@ -154,15 +156,28 @@ bool tma_walk(const TmaDescriptor *d, const int32_t *coordinates, uint32_t share
     }
 }
 
-bool tma_walk_rows(const TmaDescriptor *d, int32_t column, const int32_t rows[TMA_GATHER_ROWS],
-                   uint32_t shared_address, TmaVisit visit, void *context) {
-    const uint32_t row_shared_bytes = d->box[0] / d->group_elements * d->group_shared_bytes;
+bool tma_walk_rows(const TmaDescriptor *d, int32_t column, const int32_t rows[TMA_GATHER_ROWS], TmaVisit visit,
+                   void *context) {
+    const uint32_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
     for (uint32_t r = 0; r < TMA_GATHER_ROWS; r++) {
         const bool in_tensor = rows[r] >= 0 && (uint64_t)rows[r] < d->dims[1];
         const uint64_t row = d->address + (uint64_t)(int64_t)rows[r] * d->strides[1];
-        if (!walk_row(d, column, row, in_tensor, shared_address + r * row_shared_bytes, visit, context)) return false;
+        if (!walk_row(d, column, row, in_tensor, r * row_bytes, visit, context)) return false;
     }
     return true;
+}
+
+/* In shared memory the rows of a box lie one behind the other; padded types spread their groups, a swizzle moves pieces
+ * of 16 bytes or more. */
+uint32_t tma_shared_address(const TmaDescriptor *d, uint32_t tile, uint32_t at, uint32_t bytes, uint32_t *run) {
+    const bool padded = d->group_shared_bytes != d->group_global_bytes;
+    const uint32_t place = padded ? at / d->group_global_bytes * d->group_shared_bytes + at % d->group_global_bytes : at;
+    const uint32_t linear = tile + place;
+    *run = bytes;
+    if (padded && *run > d->group_global_bytes - at % d->group_global_bytes)
+        *run = d->group_global_bytes - at % d->group_global_bytes;
+    if (d->swizzle != TMA_SWIZZLE_NONE && *run > 16 - linear % 16) *run = 16 - linear % 16;
+    return tma_swizzle(d, linear);
 }
 
 void tma_fill(const TmaDescriptor *d, uint8_t *to, uint32_t length) {
@@ -226,40 +241,48 @@ typedef struct {
     const TmaDescriptor *descriptor;
     const uint8_t *from;
     uint8_t *to;
+    uint32_t tile;
 } PlainMove;
 
 static bool load_segment(void *context, const TmaSegment *segment) {
     const PlainMove *move = context;
-    uint8_t *to = move->to + segment->shared_address;
-    if (segment->inside) memcpy(to, move->from + segment->global_address, segment->inside);
-    if (segment->inside < segment->bytes)
-        tma_fill(move->descriptor, to + segment->inside, segment->bytes - segment->inside);
-    if (move->descriptor->round_to_tf32) tma_round_to_tf32(to, segment->bytes);
+    const TmaDescriptor *d = move->descriptor;
+    for (uint32_t done = 0, run; done < segment->bytes; done += run) {
+        uint8_t *to = move->to + tma_shared_address(d, move->tile, segment->at + done, segment->bytes - done, &run);
+        uint32_t inside = segment->inside > done ? segment->inside - done : 0;
+        if (inside > run) inside = run;
+        if (inside) memcpy(to, move->from + segment->global_address + done, inside);
+        if (inside < run) tma_fill(d, to + inside, run - inside);
+        if (d->round_to_tf32) tma_round_to_tf32(to, run);
+    }
     return true;
 }
 
 static bool store_segment(void *context, const TmaSegment *segment) {
     const PlainMove *move = context;
-    memcpy(move->to + segment->global_address, move->from + segment->shared_address, segment->inside);
+    for (uint32_t done = 0, run; done < segment->inside; done += run) {
+        const uint8_t *from =
+            move->from + tma_shared_address(move->descriptor, move->tile, segment->at + done, segment->inside - done, &run);
+        memcpy(move->to + segment->global_address + done, from, run);
+    }
     return true;
 }
 
-static void move_plain(const uint8_t *bytes, const int32_t *coordinates, const int32_t *rows, uint32_t shared_address,
-                       PlainMove move, TmaVisit visit) {
+static void move_plain(const uint8_t *bytes, const int32_t *coordinates, const int32_t *rows, PlainMove move, TmaVisit visit) {
     TmaDescriptor descriptor;
     if (tma_decode(bytes, &descriptor)) return;
     descriptor.address = 0;
     move.descriptor = &descriptor;
-    if (rows) tma_walk_rows(&descriptor, coordinates[0], rows, shared_address, visit, &move);
-    else tma_walk(&descriptor, coordinates, shared_address, visit, &move);
+    if (rows) tma_walk_rows(&descriptor, coordinates[0], rows, visit, &move);
+    else tma_walk(&descriptor, coordinates, visit, &move);
 }
 
 void tma_load_plain(const uint8_t *bytes, const uint8_t *global, uint8_t *shared, uint32_t shared_address,
                     const int32_t *coordinates, const int32_t *rows) {
-    move_plain(bytes, coordinates, rows, shared_address, (PlainMove){NULL, global, shared}, load_segment);
+    move_plain(bytes, coordinates, rows, (PlainMove){NULL, global, shared, shared_address}, load_segment);
 }
 
 void tma_store_plain(const uint8_t *bytes, uint8_t *global, const uint8_t *shared, uint32_t shared_address,
                      const int32_t *coordinates, const int32_t *rows) {
-    move_plain(bytes, coordinates, rows, shared_address, (PlainMove){NULL, shared, global}, store_segment);
+    move_plain(bytes, coordinates, rows, (PlainMove){NULL, shared, global, shared_address}, store_segment);
 }

@@ -27,6 +27,7 @@ typedef struct {
     uint32_t rank;
     uint32_t type;                         /* TmaType */
     uint32_t swizzle;                      /* TmaSwizzle */
+    uint32_t atom_bytes;                   /* what the swizzle keeps together: 16, and 32 or 64 under TMA_SWIZZLE_128 */
     uint32_t fill_nan;                     /* out-of-bounds elements are NaN instead of zero */
     uint32_t round_to_tf32;
     uint32_t spans_128kib;                 /* the host's promise about the memory behind the tensor */
@@ -35,9 +36,9 @@ typedef struct {
 
 /* A run of bytes of one row of the box. Without data in the tensor (`inside` < `bytes`) the rest is filled. */
 typedef struct {
-    uint32_t shared_address;               /* swizzled, same space as the tile's address */
+    uint32_t at;                           /* of the run in the box's data, whose rows lie one behind the other */
     uint64_t global_address;               /* valid where inside > 0 */
-    uint32_t bytes;                        /* in global memory and in shared memory; padding is not part of it */
+    uint32_t bytes;                        /* of global data: padding is not part of it */
     uint32_t inside;                       /* the first so many bytes lie in the tensor */
 } TmaSegment;
 
@@ -50,21 +51,28 @@ const char *tma_decode(const uint8_t *bytes, TmaDescriptor *out);
 /* NULL, or what `cuTensorMapEncodeTiled` would refuse in it. */
 const char *tma_check(const TmaDescriptor *descriptor);
 
-uint32_t tma_swizzle(uint32_t address, uint32_t swizzle);
+/* Where swizzling puts the byte that would lie at `address` without it. */
+uint32_t tma_swizzle(const TmaDescriptor *descriptor, uint32_t address);
 
-/* Alignment in bytes that the tile's address in shared memory must have. */
-uint32_t tma_shared_alignment(const TmaDescriptor *descriptor);
+/* Bytes after which the swizzle's pattern begins again: a tile on a multiple of it begins with the pattern. */
+uint32_t tma_pattern_bytes(const TmaDescriptor *descriptor);
 
 /* Bytes that a whole box moves, which is what a load counts in complete_tx; `rows` > 0: that many gathered rows. */
 uint64_t tma_box_bytes(const TmaDescriptor *descriptor, uint32_t rows);
 
-/* Visits the box at `coordinates` (elements, signed, dimension 0 first), its tile starting at `shared_address`. */
-bool tma_walk(const TmaDescriptor *descriptor, const int32_t *coordinates, uint32_t shared_address, TmaVisit visit,
-              void *context);
+/* Bytes of shared memory that `data_bytes` of a box cover, padding included. */
+uint32_t tma_shared_bytes(const TmaDescriptor *descriptor, uint32_t data_bytes);
+
+/* Visits the rows of the box at `coordinates` (elements, signed, dimension 0 first) in the order of its data. */
+bool tma_walk(const TmaDescriptor *descriptor, const int32_t *coordinates, TmaVisit visit, void *context);
 
 /* The same for gather4 and scatter4: one column and four rows, each row a box of its own, one behind the other. */
-bool tma_walk_rows(const TmaDescriptor *descriptor, int32_t column, const int32_t rows[TMA_GATHER_ROWS],
-                   uint32_t shared_address, TmaVisit visit, void *context);
+bool tma_walk_rows(const TmaDescriptor *descriptor, int32_t column, const int32_t rows[TMA_GATHER_ROWS], TmaVisit visit,
+                   void *context);
+
+/* Shared address of byte `at` of a box's data whose tile starts at `tile`; `run` gets the number of bytes, at most
+ * `bytes`, that lie together from there on. */
+uint32_t tma_shared_address(const TmaDescriptor *descriptor, uint32_t tile, uint32_t at, uint32_t bytes, uint32_t *run);
 
 /* Writes the fill pattern of out-of-bounds elements. */
 void tma_fill(const TmaDescriptor *descriptor, uint8_t *to, uint32_t bytes);
@@ -75,8 +83,8 @@ void tma_round_to_tf32(uint8_t *values, uint32_t bytes);
 /* tensormap.replace: sets one field of a descriptor in memory; false for a field or a value that it does not take. */
 typedef enum {
     TMA_FIELD_GLOBAL_ADDRESS, TMA_FIELD_RANK, TMA_FIELD_BOX_DIM, TMA_FIELD_GLOBAL_DIM, TMA_FIELD_GLOBAL_STRIDE,
-    TMA_FIELD_ELEMENT_STRIDE, TMA_FIELD_ELEMENT_TYPE, TMA_FIELD_INTERLEAVE, TMA_FIELD_SWIZZLE,
-    TMA_FIELD_SWIZZLE_ATOMICITY, TMA_FIELD_FILL
+    TMA_FIELD_ELEMENT_STRIDE, TMA_FIELD_ELEMENT_TYPE, TMA_FIELD_INTERLEAVE, TMA_FIELD_SWIZZLE, TMA_FIELD_FILL,
+    TMA_FIELD_SWIZZLE_ATOMICITY /* the order of TENSOR_MAP_FIELDS in lower/bulk_rules.py */
 } TmaField;
 bool tma_replace(uint8_t *bytes, uint32_t field, uint32_t ordinal, uint64_t value);
 

@@ -8,7 +8,7 @@ from dsv4.emulator.lower.context import ABSENT, Lowering
 from dsv4.emulator.lower.rules import rule
 from dsv4.emulator.ptx.model import Address, Operand
 
-MULTICAST, CTA_GROUP_2, ROWS = 1, 2, 4
+MULTICAST, CTA_GROUP_2, ROWS, OWN_CTA = 1, 2, 4, 8
 REDUCTIONS = ("", "add", "min", "max", "inc", "dec", "and", "or", "xor")
 TENSOR_MAP_FIELDS = (
     *("global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride"),
@@ -25,6 +25,12 @@ def _tensor(low: Lowering, operand: Operand) -> tuple[int, int, list[int]]:
     return slot, offset, [low.src(element) for element in operand.coordinates.elements]
 
 
+def _element_type(low: Lowering, name: str) -> int:
+    if name not in ELEMENT_TYPES:
+        raise low.error(f"reductions of .{name} elements do not exist")
+    return ELEMENT_TYPES.index(name)
+
+
 def _rank(low: Lowering, match: re.Match[str], coordinates: list[int]) -> int:
     rank = int(match["rank"])
     expected = 5 if match["rows"] else rank
@@ -34,7 +40,7 @@ def _rank(low: Lowering, match: re.Match[str], coordinates: list[int]) -> int:
 
 
 @rule(
-    r"cp\.async\.bulk\.tensor\.(?P<rank>[1-5])d\.shared::(?:cta|cluster)\.global(?:\.tile(?P<rows>::gather4)?)?"
+    r"cp\.async\.bulk\.tensor\.(?P<rank>[1-5])d\.shared::(?P<to>cta|cluster)\.global(?:\.tile(?P<rows>::gather4)?)?"
     r"\.mbarrier::complete_tx::bytes(?P<multicast>\.multicast::cluster)?(?P<hint>\.L2::cache_hint)?"
     r"(?:\.cta_group::(?P<group>[12]))?(?P<late>\.L2::cache_hint)?"
 )
@@ -46,6 +52,7 @@ def _tile_load(low: Lowering, match: re.Match[str]) -> None:
     barrier, barrier_offset = low.narrow_address(operands[2])
     slots = [to, tensor, *coordinates, barrier]
     flags = (CTA_GROUP_2 if match["group"] == "2" else 0) | (ROWS if match["rows"] else 0)
+    flags |= OWN_CTA if match["to"] == "cta" else 0
     if match["multicast"]:
         flags |= MULTICAST
         slots.append(low.src(operands[3], 16))
@@ -89,7 +96,11 @@ def _load(low: Lowering, match: re.Match[str]) -> None:
     barrier, barrier_offset = low.narrow_address(operands[3])
     mask = low.src(operands[4], 16) if match["multicast"] else ABSENT
     name = "bulk_load" if match["source"] == "global" else "bulk_shared"
-    flags = MULTICAST if match["multicast"] else 0
+    if match["source"] != "global" and (match["to"] == "cta" or match["multicast"] or match["hint"]):
+        raise low.error(
+            "a bulk copy from shared memory ends in shared::cluster and takes neither mask nor cache policy"
+        )
+    flags = (MULTICAST if match["multicast"] else 0) | (OWN_CTA if match["to"] == "cta" else 0)
     slots = [to, source, low.src(operands[2]), barrier, mask]
     low.emit(name, slots, flags, to_offset, source_offset, barrier_offset)
 
@@ -104,14 +115,30 @@ def _store(low: Lowering, match: re.Match[str]) -> None:
     source, source_offset = low.narrow_address(operands[1])
     if bool(match["reduce"]) != bool(match["op"]):
         raise low.error("the reduction is missing or has no place here")
-    kind = ELEMENT_TYPES.index(match["type"]) if match["op"] else 0
+    kind = _element_type(low, match["type"]) if match["op"] else 0
     imm = (0, to_offset, source_offset, REDUCTIONS.index(match["op"] or ""), kind)
     low.emit("bulk_store", [to, source, low.src(operands[2])], *imm)
 
 
-@rule(r"cp\.async\.bulk\.prefetch\.L2\.global(?:\.L2::cache_hint)?")
+@rule(
+    r"cp\.reduce\.async\.bulk\.shared::cluster\.shared::cta\.mbarrier::complete_tx::bytes"
+    r"\.(?P<op>add|min|max|inc|dec|and|or|xor)\.(?P<type>[bus]\d+)"
+)
+def _shared_reduction(low: Lowering, match: re.Match[str]) -> None:
+    operands = low.operands(4)
+    to, to_offset = low.narrow_address(operands[0])
+    source, source_offset = low.narrow_address(operands[1])
+    barrier, barrier_offset = low.narrow_address(operands[3])
+    slots = [to, source, low.src(operands[2]), barrier, ABSENT]
+    operation, kind = REDUCTIONS.index(match["op"]), _element_type(low, match["type"])
+    low.emit("bulk_shared", slots, 0, to_offset, source_offset, barrier_offset, operation, kind)
+
+
+@rule(r"cp\.async\.bulk\.prefetch\.L2\.global(?P<hint>\.L2::cache_hint)?")
 def _prefetch(low: Lowering, match: re.Match[str]) -> None:
-    low.emit("prefetch", [])
+    operands = low.operands(3 if match["hint"] else 2)
+    source, offset, _ = low.address(operands[0], "global")
+    low.emit("bulk_prefetch", [source, low.src(operands[1])], offset)
 
 
 @rule(r"cp\.async\.bulk\.commit_group")

@@ -68,9 +68,13 @@ def _fence_async(low: Lowering, match: re.Match[str]) -> None:
     low.emit("fence_proxy_async", [], 0 if match[1] is None else 2 if match[1] == "global" else 1)
 
 
-@rule(r"fence\.proxy\.(?:tensormap::generic\.(?:acquire|release)\.(?:cta|cluster|gpu|sys)|alias)")
+@rule(r"fence\.proxy\.(?:tensormap::generic\.(?P<order>acquire|release)\.(?:cta|cluster|gpu|sys)|alias)")
 def _fence_tensormap(low: Lowering, match: re.Match[str]) -> None:
-    low.emit("fence_tensormap", [])
+    if match["order"] == "acquire":
+        slot, offset, _ = low.address(low.operands(2)[0], "generic")
+        low.emit("tensormap_fence", [slot], 1, offset)
+    else:
+        low.emit("tensormap_fence", [], 2 if match["order"] == "release" else 0)
 
 
 @rule(rf"mbarrier\.init(?:{_SPACE})\.b64")

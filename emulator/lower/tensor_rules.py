@@ -26,8 +26,8 @@ ELEMENTS = (
     "s4",
     "u4",
 )
-_MATRIX = r"(m8n8|m16n16|m8n16)\.x(1|2|4)(\.trans)?\.shared(?:::cta)?\.(b16|b8x16\.b6x16_p32|b8x16\.b4x16_p64|b8)"
-SHAPES = ("m8n8", "m16n16", "m8n16")
+_MATRIX = r"(m8n8|m16n16|m8n16|m16n8)\.x(1|2|4)(\.trans)?\.shared(?:::cta)?\.(b16|b8x16\.b6x16_p32|b8x16\.b4x16_p64|b8)"
+SHAPES = ("m8n8", "m16n16", "m8n16", "m16n8")
 SOURCES = {"b16": 0, "b8": 1, "b8x16.b6x16_p32": 2, "b8x16.b4x16_p64": 3}
 TMEM_SHAPES = ("32x32b", "16x64b", "16x128b", "16x256b", "16x32bx2")
 COPY_SHAPES = ("128x256b", "4x256b", "128x128b", "64x128b", "32x128b")

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from dsv4.generator.build.evidence import add_check, new_check
 from dsv4.generator.ptx_checks import check_ptx
+from dsv4.generator.verify.emulator import SCHEDULES, CaseFinding, verify_on_emulator
 from dsv4.generator.verify.gpu_client import GpuClient, GpuFailure
-from dsv4.runtime.artifact import Manifest
+from dsv4.runtime.artifact import Check, Manifest, Rung
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.errors import ArtifactRefused
 from dsv4.runtime.loader import verify
 
-DEVICES = ("auto", "cpu", "gpu")
+DEVICES = ("auto", "cpu", "gpu", "emulator")
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """How to run on the emulator. With ``case`` or ``schedule`` only a part is run, and no evidence is written."""
+
+    schedules: int = SCHEDULES
+    case: int | None = None
+    schedule: str | None = None
+
+    @property
+    def is_part(self) -> bool:
+        return self.case is not None or self.schedule is not None
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,10 @@ class Report:
     cosine: float | None = None
     rel_l2: float | None = None
     max_abs: float | None = None
+    runs: int = 0
+    seconds: float = 0.0
+    detail: tuple[CaseFinding, ...] = field(default=(), repr=False)
+    folder: Path | None = None
 
     @property
     def ok(self) -> bool:
@@ -45,31 +64,72 @@ def pick_device(asked: str, artifact: Artifact) -> str:
 
 
 def verify_artifacts(
-    artifacts: Iterable[Artifact], device: str, *, seed: int = 0, timeout: float = 120.0
+    artifacts: Iterable[Artifact],
+    device: str,
+    *,
+    seed: int = 0,
+    timeout: float = 120.0,
+    emulation: Emulation | None = None,
 ) -> Iterator[Report]:
     """Check each artifact on ``device`` (one of DEVICES), record the outcome in its evidence, and yield the report.
 
     On the CPU nothing is executed: the artifact's integrity, its predicted against its used resources and the static
     rules over its PTX. On the GPU all cases of the operator run in a worker process, which is killed when it is silent
-    for ``timeout`` seconds: only the kernel that it was at fails.
+    for ``timeout`` seconds: only the kernel that it was at fails. On the emulator they run on this machine's processor,
+    whatever chip the kernel is for; ``timeout`` bounds each case.
     """
+    emulation = emulation or Emulation()
     with GpuClient(seed=seed, timeout=timeout) as client:
         for artifact in artifacts:
-            on_gpu = pick_device(device, artifact) == "gpu"
-            report = _on_gpu(artifact, client) if on_gpu else _on_cpu(artifact)
-            check = new_check(
-                "gpu" if on_gpu else "compiled",
-                report.ok,
-                device=report.device if on_gpu else None,
-                cases=report.cases,
-                cosine=report.cosine,
-                rel_l2=report.rel_l2,
-                max_abs=report.max_abs,
-                findings=list(report.findings[:8]),
-                seed=seed,
-            )
-            add_check(artifact.folder, check)
+            picked = pick_device(device, artifact)
+            if picked == "emulator":
+                report = _on_emulator(artifact, seed, timeout, emulation)
+            else:
+                report = _on_gpu(artifact, client) if picked == "gpu" else _on_cpu(artifact)
+            if picked != "emulator" or not emulation.is_part:
+                add_check(artifact.folder, _check(picked, report, seed, emulation))
             yield report
+
+
+def _check(picked: str, report: Report, seed: int, emulation: Emulation) -> Check:
+    rungs: dict[str, Rung] = {"gpu": "gpu", "cpu": "compiled", "emulator": "emulator"}
+    more = {"runs": report.runs, "schedules": emulation.schedules} if picked == "emulator" else {}
+    return new_check(
+        rungs[picked],
+        report.ok,
+        device=report.device if picked == "gpu" else None,
+        cases=report.cases,
+        cosine=report.cosine,
+        rel_l2=report.rel_l2,
+        max_abs=report.max_abs,
+        findings=list(report.findings[:8]),
+        seed=seed,
+        **more,
+    )
+
+
+def _on_emulator(artifact: Artifact, seed: int, timeout: float, emulation: Emulation) -> Report:
+    found = verify_on_emulator(
+        artifact,
+        seed=seed,
+        schedules=emulation.schedules,
+        case=emulation.case,
+        schedule=emulation.schedule,
+        seconds=timeout,
+    )
+    return Report(
+        artifact.manifest,
+        "emulator",
+        tuple(map(str, found.findings)),
+        found.cases,
+        found.cosine,
+        found.rel_l2,
+        found.max_abs,
+        found.runs,
+        found.seconds,
+        tuple(found.findings),
+        artifact.folder,
+    )
 
 
 def _on_cpu(artifact: Artifact) -> Report:

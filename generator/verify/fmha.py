@@ -23,6 +23,9 @@ LSE_ABS_MAX, LSE_REL_MAX = 1e-5, 1e-5
 
 FUSED_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 
+THOROUGH_CASES = (3, 4)
+"""Two KV tiles cut short and three whole ones, few heads: cheap, and more tiles than pipeline stages."""
+
 WORKLOAD_SIZES = {"B": 4, "Hq": 32, "Hkv": 32, "Sq": 4096, "Sk": 4096}
 
 

@@ -1,4 +1,4 @@
-"""Which module verifies which operator. An operator's module has ``cases``, ``judge`` and ``workload``."""
+"""Which module verifies which operator. An operator's module has ``cases``, ``judge``, ``workload``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def cases(
         dict(dims), dict(variant), config=dict(config or {}), seed=seed, device=torch.device(device)
     )
     return [case for case in found if empty or not case.is_empty]
+
+
+def thorough(op: str) -> tuple[int, ...]:
+    """Numbers of two small cases with several tiles, in ``cases``'s list: those to be run under many schedules."""
+    found: tuple[int, ...] = _module(op).THOROUGH_CASES
+    return found
 
 
 def judge(op: str, got: Mapping[str, torch.Tensor], case: Case) -> Verdict:

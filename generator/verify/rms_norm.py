@@ -18,6 +18,9 @@ from dsv4.runtime.reference import rms_norm as reference
 INEXACT_SHARE = 1e-3
 """Share of the elements that may be one bf16 step away from the correctly rounded result."""
 
+THOROUGH_CASES = (1, 9)
+"""Seven rows, and nineteen with gaps between them (numbers in the list without empty cases)."""
+
 WORKLOAD_SIZES = {"T": 8192}
 
 

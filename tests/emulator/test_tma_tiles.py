@@ -137,6 +137,35 @@ def test_a_store_writes_what_lies_inside_the_tensor_and_nothing_else(tiles: ctyp
     assert np.array_equal(memory, expected)
 
 
+# rows of 16-byte pieces as the PTX ISA draws them (Swizzling Modes), the tile on a boundary of the pattern
+PATTERNS = {
+    (32, 16): ["01234567", "10325476"],
+    (64, 16): ["01234567", "10325476", "23016745", "32107654"],
+    (128, 16): ["01234567", "10325476", "23016745", "32107654", "45670123", "54761032", "67452301", "76543210"],
+    (128, 32): ["01234567", "23016745", "45670123", "67452301"],
+    (128, 64): ["01234567", "45670123"],
+}
+
+
+@pytest.mark.parametrize(("swizzle_bytes", "atom_bytes"), PATTERNS)
+def test_a_swizzle_is_the_pattern_that_the_isa_draws(tiles: ctypes.CDLL, swizzle_bytes: int, atom_bytes: int) -> None:
+    pieces = swizzle_bytes // 16
+    rows = 16 * 8 // pieces
+    tensor_map = TensorMap(
+        0x1000, "u8", (16 * pieces, rows), (16 * pieces,), (16 * pieces, rows),
+        swizzle_bytes=swizzle_bytes, atom_bytes=atom_bytes,
+    )  # fmt: skip
+    memory = np.repeat(np.arange(rows * pieces, dtype=np.uint8), 16)
+    shared = np.zeros(SHARED_BYTES, np.uint8)
+    call(tiles.tma_load_plain, Tile(tensor_map, memory, (0, 0), 4096), memory, shared)
+    lines = shared[4096 : 4096 + 16 * 128].reshape(16, 8, 16)
+    pattern = PATTERNS[swizzle_bytes, atom_bytes]
+    for line in range(16):
+        assert (lines[line] == lines[line][:, :1]).all()
+        drawn = [8 * line + int(piece) for piece in pattern[line % len(pattern)]]
+        assert lines[line, :, 0].tolist() == drawn
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_descriptor_survives_encoding_and_only_its_first_64_bytes_count(seed: int) -> None:
     tensor_map = random_tile(seed).map
@@ -154,6 +183,7 @@ def test_a_descriptor_survives_encoding_and_only_its_first_64_bytes_count(seed: 
         ({"strides_bytes": (40,)}, "strides_bytes[0]: found 40"),
         ({"address": 8}, "address: found 0x8"),
         ({"swizzle_bytes": 48}, "swizzle_bytes: found 48"),
+        ({"atom_bytes": 32}, "atom_bytes: found 32 under a swizzle of 32 bytes"),
         ({"strides_bytes": ()}, "strides_bytes: found 0 entries"),
     ],
 )
