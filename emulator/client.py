@@ -111,11 +111,14 @@ class Client:
         threads: int = 1,
         max_instructions: int = MAX_INSTRUCTIONS,
         seconds: float = REQUEST_SECONDS,
+        timeline: Path | str | None = None,
     ) -> Report:
         """Run the host functions of ``calls`` one after the other, the whole again for each schedule.
 
         Tensors among the arguments hold the first schedule's results afterwards. ``max_instructions`` bounds a cluster
-        of CTAs, ``seconds`` the whole request. Raises EmulatorError; WorkerFailed means that the process was killed.
+        of CTAs, ``seconds`` the whole request. ``timeline`` names a file that the first schedule is drawn to
+        (:mod:`dsv4.emulator.timeline`); later launches get their number in its name. Raises EmulatorError; WorkerFailed
+        means that the process was killed.
         """
         started = time.monotonic()
         with self._lock, tempfile.TemporaryDirectory(prefix="dsv4-emulator-") as folder:
@@ -134,6 +137,7 @@ class Client:
                 "schedules": list(schedules),
                 "threads": threads,
                 "max_instructions": max_instructions,
+                "timeline": None if timeline is None else _drawn(Path(timeline), [each for each, _ in calls]),
             }
             answer = self._ask(process, message, seconds)
             if "error" in answer:
@@ -255,6 +259,11 @@ class Client:
         self._process, self._log, self._unread = None, None, b""
         self._known_objects.clear()
         self._known_texts.clear()
+
+
+def _drawn(path: Path, objects: Sequence[Object]) -> dict[str, Any]:
+    folders = [str(Path(each.shown).parent.absolute()) for each in objects if Path(each.shown).is_file()]
+    return {"path": str(path.absolute()), "roots": folders}
 
 
 _shared: tuple[int, Client] | None = None

@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from dsv4.emulator.outcome import Finding, LaunchRecord
 from dsv4.emulator.policy import FIXED, Policy
 from dsv4.emulator.report import of_core
 from dsv4.emulator.shim import SM_COUNT, ShimLaunch
+from dsv4.emulator.sources import Sources
+from dsv4.emulator.timeline import write_timeline
 
 PARAMETER_ALIGN_BYTES = 128
 UNDEFINED = 1
@@ -128,6 +131,7 @@ class EmulatedDevice:
         self._blocks: list[BlockMemory] = []
         self._policy = FIXED[0]
         self._threads = 1
+        self._timeline: Mapping[str, Any] | None = None
         self._started = 0.0
         self._unfinished: set[int] = set()  # blocks written by launches that the next PDL launch may overlap with
         self.launches: list[LaunchRecord] = []
@@ -137,8 +141,17 @@ class EmulatedDevice:
 
     # ------------------------------------------------------------------------------------------------ one schedule
 
-    def begin(self, blocks: Sequence[BlockMemory], policy: Policy, threads: int, first: bool) -> None:
-        self._blocks, self._policy, self._threads = list(blocks), policy, threads
+    def begin(
+        self,
+        blocks: Sequence[BlockMemory],
+        policy: Policy,
+        threads: int,
+        *,
+        first: bool = True,
+        timeline: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set the memory up. ``timeline`` has the ``path`` that launch 0 is drawn to, and ``roots`` of its sources."""
+        self._blocks, self._policy, self._threads, self._timeline = list(blocks), policy, threads, timeline
         self.launches, self._findings, self._stats, self._stopped = [], [], {}, False
         self._unfinished = {index for index, block in enumerate(blocks) if block.prior}
         for block in blocks:
@@ -152,19 +165,19 @@ class EmulatedDevice:
             stored = {finding.ptx_line for finding in self._findings if finding.kind == "undefined_value"}
             for block in self._blocks:
                 for message, writer in block.unwritten():
-                    if writer < 0:
-                        self._found_in_memory("unwritten_output", message, writer)
-                    elif not self._kernel or _place(self._kernel, writer)[2] not in stored:  # else it is known
-                        self._found_in_memory("undefined_output", message, writer)
+                    found = self._in_memory("unwritten_output" if writer < 0 else "undefined_output", message, writer)
+                    if found.ptx_line not in stored or not found.ptx_line:  # else the store itself is a finding
+                        self._findings.append(found)
         return Pass(self._policy.name, self._findings, self._stats, [], time.monotonic() - self._started)
 
-    def _found_in_memory(self, kind: str, message: str, writer: int) -> None:
-        name = self.launches[-1].kernel if self.launches else ""
-        opcode, source, line = _place(self._kernel, writer) if self._kernel else ("", "", 0)
+    def _in_memory(self, kind: str, message: str, writer: int) -> Finding:
+        """A finding about memory after the last launch; ``writer`` is the bytecode instruction that wrote there."""
         launch = len(self.launches) - 1
-        self._findings.append(
-            Finding(kind, message, name, launch, self._policy.name, opcode=opcode, source=source, ptx_line=line)
-        )
+        if self._kernel is None:
+            return Finding(kind, message, launch=launch, schedule=self._policy.name)
+        raw = machine.RawFinding(kind, message, -1, -1, (0, 0, 0), writer, -1, 0, 1)
+        program, name = self._kernel.program, self._kernel.name
+        return of_core(raw, program, kernel=name, launch=launch, schedule=self._policy.name)
 
     # ---------------------------------------------------------------------------------------------- shim's questions
 
@@ -193,23 +206,20 @@ class EmulatedDevice:
         prior = self._unfinished if record.pdl else set()
         regions = [block.region(index in prior) for index, block in enumerate(self._blocks) if len(block.bytes)]
         regions.append(parameters.region())
-        result = machine.run_grid(
-            kernel.program,
-            machine.Launch(
-                record.grid,
-                record.block,
-                record.cluster,
-                record.dynamic_smem_bytes,
-                kernel.module.static_shared_bytes,
-                parameters.address,
-                parameters.size_bytes,
-                self._library.registers(launch.library),
-                SM_COUNT[kernel.arch],
-            ),
-            self._policy,
-            regions,
-            threads=self._threads,
+        asked = machine.Launch(
+            record.grid,
+            record.block,
+            record.cluster,
+            record.dynamic_smem_bytes,
+            kernel.module.static_shared_bytes,
+            parameters.address,
+            parameters.size_bytes,
+            self._library.registers(launch.library),
+            SM_COUNT[kernel.arch],
         )
+        result = machine.run_grid(kernel.program, asked, self._policy, regions, threads=self._threads)
+        if self._timeline is not None and len(result.events):
+            self._draw(self._timeline, kernel, result, asked, number)
         if not record.pdl:
             self._unfinished = set()
         self._unfinished |= {index for index, block in enumerate(self._blocks) if block.writer.any()}
@@ -229,10 +239,19 @@ class EmulatedDevice:
             )
         for block in self._blocks:
             if between := block.written_between():
-                self._found_in_memory("between_elements", *between)
+                self._findings.append(self._in_memory("between_elements", *between))
         if result.stopped:
             self._stopped = True
             raise LaunchRefused
+
+    def _draw(
+        self, wanted: Mapping[str, Any], kernel: Kernel, result: machine.Result, launch: machine.Launch, number: int
+    ) -> None:
+        path = Path(wanted["path"])
+        if number:
+            path = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        sources = Sources(wanted["roots"])
+        write_timeline(path, kernel.program, result, launch=launch, schedule=self._policy.name, sources=sources)
 
 
 class _Parameters:
@@ -253,10 +272,3 @@ class _Parameters:
 
     def region(self) -> machine.Region:
         return machine.Region("parameters", self.address, self.size_bytes, writable=False, parameters=True)
-
-
-def _place(kernel: Kernel, index: int) -> tuple[str, str, int]:
-    if not 0 <= index < len(kernel.program.instructions):
-        return "", "", 0
-    instruction = kernel.program.lines[int(kernel.program.instructions["line"][index])]
-    return instruction.opcode, str(instruction.location), instruction.ptx_line

@@ -24,7 +24,7 @@ WAITS = ("nothing", "mbarrier", "named barrier", "cluster barrier", "group", "la
 """What a warp of a hang waits for, in the numbers of `wait_kind` (enum WaitKind of core/emu.h)."""
 WIDTH = 118
 CELL = 60
-"""Characters of a source line in a table."""
+"""Characters of a source line in a table, and of a kernel's name."""
 _INDENT = " " * 9
 
 
@@ -152,7 +152,7 @@ def _title(each: Explained) -> str:
     if finding.launch:
         inside.append(f"launch {finding.launch}")
     named = ", ".join(part for part in inside if part)
-    return f"{finding.kind}: {finding.kernel}" + (f" ({named})" if named else "")
+    return f"{finding.kind}: {_short(finding.kernel)}" + (f" ({named})" if named else "")
 
 
 def _wrapped(label: str, said: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
+_WARP_NAMES = ("warp", "warp_idx", "warp_id", "warp_index")  # variables that hold the warp's own number
 _ROLE_SUFFIXES = ("_warp_ids", "_warp_id", "_warp_idx", "_warp", "_idx", "_id")
 
 
@@ -110,8 +111,11 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _role_of(test: ast.expr) -> str:
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        test = next((value for value in test.values if "warp" in ast.unparse(value).lower()), test)
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
-        name = _last_name(test.comparators[0]).lower()
+        sides = [_last_name(side).lower() for side in (test.comparators[0], test.left)]
+        name = next((side for side in sides if side and side not in _WARP_NAMES), "")
         for suffix in _ROLE_SUFFIXES:
             if name.endswith(suffix) and name != suffix:
                 return name.removesuffix(suffix)

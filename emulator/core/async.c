@@ -117,11 +117,7 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
     return op;
 }
 
-void async_join_bulk_read(AsyncOp *op)
-{
-    op->warp->bulk_lanes |= op->mask;
-    join_group(op, CLASS_BULK_READ, 1);
-}
+void async_join_bulk_read(AsyncOp *op) { join_group(op, CLASS_BULK_READ, 1); }
 
 int async_on_barrier(AsyncOp *op, uint32_t barrier_address, int32_t tx_bytes, uint32_t arrivals)
 {

@@ -78,6 +78,7 @@ static void set_reduction(Bulk *bulk, int reduce, int type) {
  * Immediates: flags, byte offsets of destination, source, barrier. */
 HANDLER(bulk_load) {
     if (copy_operands_defined(w, i, mask, 2)) return EMU_STOP;
+    copy_lanes(w, i, mask, 2, 0);
     EACH_LANE(mask, l) {
         const uint32_t bytes = R(2)[l];
         if (!bytes) continue;
@@ -103,6 +104,7 @@ HANDLER(bulk_load) {
  * Immediates: flags, byte offsets of destination, source, barrier, reduction (ReduceOp), element type. */
 HANDLER(bulk_shared) {
     if (copy_operands_defined(w, i, mask, 0)) return EMU_STOP;
+    copy_lanes(w, i, mask, 0, 0);
     EACH_LANE(mask, l) {
         const uint32_t bytes = R(2)[l];
         if (!bytes) continue;
@@ -135,6 +137,7 @@ HANDLER(bulk_shared) {
  * Immediates: 0, byte offsets of destination and source, reduction (ReduceOp), element type. */
 HANDLER(bulk_store) {
     if (copy_operands_defined(w, i, mask, 1)) return EMU_STOP;
+    mask = copy_lanes(w, i, mask, 1, !i->imm[3]);
     EACH_LANE(mask, l) {
         const uint32_t bytes = R(2)[l];
         if (!bytes) continue;

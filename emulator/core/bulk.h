@@ -50,6 +50,11 @@ int abandon(AsyncOp *op);
 /* A finding and the end of the run when an operand is poison; EMU_NEXT otherwise. Bit n of `wide`: operand n is a pair. */
 int copy_operands_defined(Warp *w, const Ins *i, uint32_t mask, uint32_t wide);
 
+/* The lanes of `mask` that issue a copy of their own. Lanes whose operands are all the same store the same bytes: one of
+ * them stands for all, the one that elect.sync would choose if it is among them, as it waits for the group. A load or a
+ * reduction is carried out for each of them, which is a finding (is_plain_store 0). */
+uint32_t copy_lanes(Warp *w, const Ins *i, uint32_t mask, uint32_t wide, int is_plain_store);
+
 /* Tensor maps that the kernel itself changes must be fenced before a copy uses them, and must not be in use when they are
  * changed. tensor_map_used reports the first, tensor_map_changed (a write of bytes at a global address) the second. */
 void tensor_map_used(Warp *w, const Ins *i, uint64_t address);

@@ -20,6 +20,32 @@ int copy_operands_defined(Warp *w, const Ins *i, uint32_t mask, uint32_t wide) {
     return EMU_NEXT;
 }
 
+static int same_operands(const Warp *w, const Ins *i, uint32_t wide, uint32_t a, uint32_t b) {
+    for (int n = 0; n < i->n_slots; n++) {
+        if (i->s[n] < 0) continue;
+        if (R(n)[a] != R(n)[b] || (wide >> n & 1 && RHI(n)[a] != RHI(n)[b])) return 0;
+    }
+    return 1;
+}
+
+uint32_t copy_lanes(Warp *w, const Ins *i, uint32_t mask, uint32_t wide, int is_plain_store) {
+    uint32_t left = mask, chosen = 0, repeated = 0;
+    while (left) {
+        const uint32_t a = left >> w->elected & 1 ? w->elected : first_lane(left);
+        uint32_t same = 0;
+        EACH_LANE(left, b) if (same_operands(w, i, wide, a, b)) same |= 1u << b;
+        if (same & (same - 1)) repeated |= same;
+        chosen |= 1u << a;
+        left &= ~same;
+    }
+    if (is_plain_store) return chosen;
+    if (repeated)
+        finding(w, i, repeated, NULL, "not_elected",
+                "%d lanes execute this copy with the same operands, and each of them issues it: elect one lane",
+                __builtin_popcount(repeated));
+    return mask;
+}
+
 /* A copy signals an mbarrier in the CTA of its destination, or with .cta_group::2 in either CTA of that pair. */
 static int barrier_is_near(AsyncOp *op, uint32_t barrier, const Cta *cta, int flags) {
     const uint32_t there = barrier >> SHARED_RANK_SHIFT, here = (uint32_t)cta->rank;

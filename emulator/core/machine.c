@@ -244,7 +244,10 @@ static void report_wait(Machine *m, Warp *w, const Path *path)
         snprintf(text, sizeof text, "lanes 0x%08x wait for lanes 0x%08x of the warp, which never come here", path->mask,
                  wait->members & w->live & ~path->mask);
         break;
-    case WAIT_TMEM: snprintf(text, sizeof text, "waits for tensor memory columns that nobody frees"); break;
+    case WAIT_TMEM:
+        snprintf(text, sizeof text, "waits for %s", wait->id ? "a warp of the peer CTA to allocate or free tensor memory with it"
+                                                             : "tensor memory columns that nobody frees");
+        break;
     default: snprintf(text, sizeof text, "waits for something that never happens"); break;
     }
     int before = m->n_findings;

@@ -133,6 +133,8 @@ static uint32_t swizzled(const SmemMatrix *m, uint32_t address)
     return address ^ (row & (m->swizzle_bytes / 16 - 1)) << 4;
 }
 
+#define MAX_ROW_UNITS 64 /* 256 elements of 32 bits */
+
 static uint32_t bytes_of(uint32_t count, uint32_t element_bits) { return count * element_bits / 8; }
 
 SmemMatrix matrix_from(const SmemMatrix *m, uint32_t mn, uint32_t element_bits)
@@ -158,9 +160,13 @@ uint32_t matrix_units(const SmemMatrix *m, uint32_t mn_count, uint32_t k_count, 
 {
     uint32_t rows = m->mn_major ? k_count : mn_count, n = 0;
     uint32_t per_row = ((m->mn_major ? mn_count : k_count) * element_bits + 127) / 128;
-    for (uint32_t row = 0; row < rows; row++)
-        for (uint32_t unit = 0; unit < per_row; unit++)
-            offsets[n++] = swizzled(m, m->start + linear_offset(m, 16 * unit, row)) - SHARED_BASE;
+    uint32_t first_unit[MAX_ROW_UNITS]; /* of each unit of a row, from the row's start */
+    if (per_row > MAX_ROW_UNITS) per_row = MAX_ROW_UNITS;
+    for (uint32_t unit = 0; unit < per_row; unit++) first_unit[unit] = linear_offset(m, 16 * unit, 0);
+    for (uint32_t row = 0; row < rows; row++) {
+        uint32_t start = m->start + linear_offset(m, 0, row);
+        for (uint32_t unit = 0; unit < per_row; unit++) offsets[n++] = swizzled(m, start + first_unit[unit]) - SHARED_BASE;
+    }
     return n;
 }
 
@@ -225,17 +231,12 @@ int matrix_read(Warp *w, const Ins *i, const Cta *cta, const SmemMatrix *m, uint
     return 1;
 }
 
-int matrix_touch(AsyncOp *op, Cta *cta, const SmemMatrix *m, uint32_t mn_count, uint32_t k_count, uint32_t element_bits)
+/* Units in turn, the last of each row of `per_row` units with `last_bytes` only; a run of neighbours is one access. */
+static void touch_runs(AsyncOp *op, Cta *cta, const uint32_t *offsets, uint32_t n, uint32_t per_row, uint32_t last_bytes)
 {
-    uint32_t offsets[MAX_UNITS], n = matrix_unit_count(m, mn_count, k_count, element_bits);
-    if (n > MAX_UNITS) return 0;
-    matrix_units(m, mn_count, k_count, element_bits, offsets);
-    if (!matrix_inside(op->warp, op->ins, cta, offsets, n)) return 0;
-    uint32_t row_bytes = bytes_of(m->mn_major ? mn_count : k_count, element_bits), per_row = (row_bytes + 15) / 16;
-    uint32_t low = 0, high = 0; /* the run of neighbouring bytes so far */
+    uint32_t low = 0, high = 0;
     for (uint32_t u = 0; u < n; u++) {
-        uint32_t used = row_bytes - u % per_row * 16, at = offsets[u];
-        used = used < 16 ? used : 16;
+        uint32_t used = (u + 1) % per_row ? 16 : last_bytes, at = offsets[u];
         if (high > low && at == high) {
             high += used;
         } else if (high > low && at + used == low) {
@@ -246,5 +247,17 @@ int matrix_touch(AsyncOp *op, Cta *cta, const SmemMatrix *m, uint32_t mn_count, 
         }
     }
     if (high > low) async_touch_shared(op, cta, low, high - low, 0);
+}
+
+void matrix_touch_units(AsyncOp *op, Cta *cta, const uint32_t *offsets, uint32_t n) { touch_runs(op, cta, offsets, n, n, 16); }
+
+int matrix_touch(AsyncOp *op, Cta *cta, const SmemMatrix *m, uint32_t mn_count, uint32_t k_count, uint32_t element_bits)
+{
+    uint32_t offsets[MAX_UNITS], n = matrix_unit_count(m, mn_count, k_count, element_bits);
+    if (n > MAX_UNITS) return 0;
+    matrix_units(m, mn_count, k_count, element_bits, offsets);
+    if (!matrix_inside(op->warp, op->ins, cta, offsets, n)) return 0;
+    uint32_t row_bytes = bytes_of(m->mn_major ? mn_count : k_count, element_bits), per_row = (row_bytes + 15) / 16;
+    touch_runs(op, cta, offsets, n, per_row, row_bytes - 16 * (per_row - 1));
     return 1;
 }

@@ -69,6 +69,9 @@ int matrix_read(Warp *w, const Ins *i, const Cta *cta, const SmemMatrix *m, uint
  * after a finding (outside of shared memory): nothing was touched then. */
 int matrix_touch(AsyncOp *op, Cta *cta, const SmemMatrix *m, uint32_t mn_count, uint32_t k_count, uint32_t element_bits);
 
+/* The same for units that are known to lie inside and are used in full. */
+void matrix_touch_units(AsyncOp *op, Cta *cta, const uint32_t *offsets, uint32_t n);
+
 /* ------------------------------------------------------------------------------------------------- sums of products */
 
 /* How a tensor core adds: the products of `k_block` elements of K and the accumulator are added at once. Each term is

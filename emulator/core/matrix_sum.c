@@ -163,69 +163,108 @@ typedef struct {
     int f16_result;
 } Block;
 
-/* 8 columns: sums of the products and the accumulator, aligned to 2^largest. */
-static inline void sum_half(const Block *block, uint32_t half, __m256i largest, float *d)
+/* Running sums of 8 columns in units of 2^(largest - fraction_bits): 32-bit integers, now and then added up as doubles. */
+typedef struct { __m256 scale; __m256i sum; __m256d low, high; } Sums;
+
+static inline void start_sums(Sums *s, const SumModel *model, __m256i largest, const float *d)
 {
-    const SumModel *model = block->model;
-    __m256i unit = _mm256_sub_epi32(largest, _mm256_set1_epi32(model->fraction_bits));
-    __m256 scale = power_of_two(_mm256_sub_epi32(_mm256_setzero_si256(), unit));
-    __m256d low = _mm256_setzero_pd(), high = low;
-    __m256i sum = cut(_mm256_load_ps(d), scale);
-    for (uint32_t k = 0; k < block->k_count; k++) {
-        if (k && k % CHUNK == 0) {
-            low = _mm256_add_pd(low, _mm256_cvtepi32_pd(_mm256_castsi256_si128(sum)));
-            high = _mm256_add_pd(high, _mm256_cvtepi32_pd(_mm256_extracti128_si256(sum, 1)));
-            sum = _mm256_setzero_si256();
-        }
-        __m256 product = _mm256_mul_ps(_mm256_set1_ps(block->a[k]), _mm256_load_ps(block->b + k * block->b_stride + 8 * half));
-        sum = _mm256_add_epi32(sum, cut(product, scale));
-    }
-    low = _mm256_add_pd(low, _mm256_cvtepi32_pd(_mm256_castsi256_si128(sum)));
-    high = _mm256_add_pd(high, _mm256_cvtepi32_pd(_mm256_extracti128_si256(sum, 1)));
+    s->scale = power_of_two(_mm256_sub_epi32(_mm256_set1_epi32(model->fraction_bits), largest));
+    s->sum = cut(_mm256_load_ps(d), s->scale);
+    s->low = s->high = _mm256_setzero_pd();
+}
+
+static inline void flush_sums(Sums *s)
+{
+    s->low = _mm256_add_pd(s->low, _mm256_cvtepi32_pd(_mm256_castsi256_si128(s->sum)));
+    s->high = _mm256_add_pd(s->high, _mm256_cvtepi32_pd(_mm256_extracti128_si256(s->sum, 1)));
+    s->sum = _mm256_setzero_si256();
+}
+
+static inline void add_product(Sums *s, __m256 a, const float *b)
+{
+    s->sum = _mm256_add_epi32(s->sum, cut(_mm256_mul_ps(a, _mm256_load_ps(b)), s->scale));
+}
+
+static inline void finish_sums(const Sums *s, const Block *block, __m256i largest, float *d)
+{
+    __m256i unit = _mm256_sub_epi32(largest, _mm256_set1_epi32(block->model->fraction_bits));
     __m128i unit_low = _mm256_castsi256_si128(unit), unit_high = _mm256_extracti128_si256(unit, 1);
     if (block->f16_result) {
-        __m256 odd = _mm256_set_m128(round_to_odd(high, unit_high), round_to_odd(low, unit_low));
+        __m256 odd = _mm256_set_m128(round_to_odd(s->high, unit_high), round_to_odd(s->low, unit_low));
         __m256 rounded = _mm256_cvtph_ps(_mm256_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT));
         _mm256_store_ps(d, _mm256_add_ps(rounded, _mm256_setzero_ps())); /* no negative zero */
         return;
     }
-    __m256 result = _mm256_set_m128(cut_to_float(high, unit_high), cut_to_float(low, unit_low));
-    __m256i keep = _mm256_set1_epi32((int32_t)(0xffffffffu << (23 - model->result_bits)));
+    __m256 result = _mm256_set_m128(cut_to_float(s->high, unit_high), cut_to_float(s->low, unit_low));
+    __m256i keep = _mm256_set1_epi32((int32_t)(0xffffffffu << (23 - block->model->result_bits)));
     _mm256_store_ps(d, _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(result), keep)));
+}
+
+static inline void sum_columns(const Block *block, __m256i largest_low, __m256i largest_high, float *d)
+{
+    Sums low, high;
+    start_sums(&low, block->model, largest_low, d);
+    start_sums(&high, block->model, largest_high, d + 8);
+    const float *b = block->b;
+    uint32_t k = 0;
+    for (; k + CHUNK <= block->k_count; k += CHUNK) {
+        for (uint32_t n = 0; n < CHUNK; n++, b += block->b_stride) {
+            __m256 a = _mm256_set1_ps(block->a[k + n]);
+            add_product(&low, a, b);
+            add_product(&high, a, b + 8);
+        }
+        flush_sums(&low);
+        flush_sums(&high);
+    }
+    for (; k < block->k_count; k++, b += block->b_stride) {
+        __m256 a = _mm256_set1_ps(block->a[k]);
+        add_product(&low, a, b);
+        add_product(&high, a, b + 8);
+    }
+    if (block->k_count % CHUNK || !block->k_count) {
+        flush_sums(&low);
+        flush_sums(&high);
+    }
+    finish_sums(&low, block, largest_low, d);
+    finish_sums(&high, block, largest_high, d + 8);
+}
+
+/* Largest exponents of 8 columns with the accumulators'; the columns that the vectors do not cover are in `outside`. */
+static inline __m256i settle_exponents(__m128i of_products, const float *d, __m256i c_smallest, __m256i *outside)
+{
+    __m256i largest = _mm256_max_epi32(_mm256_cvtepi16_epi32(of_products), exponents_of_8(_mm256_load_ps(d), c_smallest));
+    /* where everything is zero, any exponent gives zero */
+    largest = _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(ZERO / 2), largest), largest);
+    *outside = _mm256_or_si256(_mm256_cmpgt_epi32(largest, _mm256_set1_epi32(HIGHEST)),
+                               _mm256_cmpgt_epi32(_mm256_set1_epi32(LOWEST), largest));
+    return _mm256_andnot_si256(*outside, largest);
 }
 
 static void sum_block(const Block *block, float *d)
 {
     __m256i c_smallest = _mm256_set1_epi32(smallest_exponent(block->f16_result ? ELEMENT_F16 : ELEMENT_F32));
-    __m256i largest16 = _mm256_set1_epi16(ZERO);
+    __m256i largest = _mm256_set1_epi16(ZERO);
     for (uint32_t k = 0; k < block->k_count; k++) {
         __m256i of_b = _mm256_load_si256((const __m256i *)(block->b_exponents + k * COLUMNS));
-        largest16 = _mm256_max_epi16(largest16, _mm256_add_epi16(_mm256_set1_epi16(block->a_exponents[k]), of_b));
+        largest = _mm256_max_epi16(largest, _mm256_add_epi16(_mm256_set1_epi16(block->a_exponents[k]), of_b));
     }
-    for (uint32_t half = 0; half < 2; half++) {
-        float *to = d + 8 * half;
-        __m128i half16 = half ? _mm256_extracti128_si256(largest16, 1) : _mm256_castsi256_si128(largest16);
-        __m256i largest = _mm256_max_epi32(_mm256_cvtepi16_epi32(half16), exponents_of_8(_mm256_load_ps(to), c_smallest));
-        /* where everything is zero, any exponent gives zero */
-        largest = _mm256_blendv_epi8(largest, _mm256_setzero_si256(), _mm256_cmpgt_epi32(_mm256_set1_epi32(ZERO / 2), largest));
-        __m256i outside = _mm256_or_si256(_mm256_cmpgt_epi32(largest, _mm256_set1_epi32(HIGHEST)),
-                                          _mm256_cmpgt_epi32(_mm256_set1_epi32(LOWEST), largest));
-        uint32_t slow = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(outside));
-        float kept[8];
-        if (unlikely(slow)) {
-            for (uint32_t n = 0; n < 8; n++)
-                if (slow >> n & 1) {
-                    const int16_t *exponents = block->b_exponents + 8 * half + n;
-                    kept[n] = sum_slowly(block->model, block->a, block->a_exponents, block->b + 8 * half + n, exponents,
-                                         block->b_stride, block->k_count, to[n], block->f16_result);
-                }
-            largest = _mm256_andnot_si256(outside, largest);
-        }
-        sum_half(block, half, largest, to);
-        if (unlikely(slow))
-            for (uint32_t n = 0; n < 8; n++)
-                if (slow >> n & 1) to[n] = kept[n];
+    __m256i outside_low, outside_high;
+    __m256i low = settle_exponents(_mm256_castsi256_si128(largest), d, c_smallest, &outside_low);
+    __m256i high = settle_exponents(_mm256_extracti128_si256(largest, 1), d + 8, c_smallest, &outside_high);
+    uint32_t slow = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(outside_low)) |
+                    (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(outside_high)) << 8;
+    if (likely(!slow)) {
+        sum_columns(block, low, high, d);
+        return;
     }
+    float kept[COLUMNS];
+    for (uint32_t n = 0; n < COLUMNS; n++)
+        if (slow >> n & 1)
+            kept[n] = sum_slowly(block->model, block->a, block->a_exponents, block->b + n, block->b_exponents + n,
+                                 block->b_stride, block->k_count, d[n], block->f16_result);
+    sum_columns(block, low, high, d);
+    for (uint32_t n = 0; n < COLUMNS; n++)
+        if (slow >> n & 1) d[n] = kept[n];
 }
 
 #define ROWS 64 /* whose exponents are at hand together */

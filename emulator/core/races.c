@@ -137,7 +137,7 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
                 int excused = (a->flags & r->flags & (ACCESS_ATOMIC | ACCESS_STRONG)) != 0;
                 if (!excused && !ordered) report(a, r, space, where, 0);
                 else if (!excused && proxy && visible[r->agent] < r->clock) report(a, r, space, where, 1);
-                if (write) r->mask &= ~mask;
+                if (write && (ordered || !excused)) r->mask &= ~mask; /* who comes later may race with an unordered atomic */
             } else if (ordered && !(a->flags & ACCESS_UNRECORDED)) {
                 if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == a->flags) {
                     r->mask |= mask;

@@ -214,5 +214,3 @@ HANDLER(fence_proxy_async)
     if (w->machine->policy.races) clock_join(w->machine, w->visible, w->known);
     return EMU_NEXT;
 }
-
-HANDLER(fence_tensormap) { return EMU_NEXT; }

@@ -67,14 +67,21 @@ static void unpack(const SmemMatrix *m, ElementType type, uint32_t mn_count, uin
             for (uint32_t k = 0; k < k_count; k++) tcgen05_unpack16(bits + at + k, bad + at + k, k_count, width);
 }
 
-/* Exact values; every element type fits into a float. */
+typedef float __attribute__((may_alias)) Value; /* lies in the word that held the element's code */
+
+/* Codes become exact values in place; every element type fits into a float. */
 static void widen(ElementType type, uint32_t *bits, uint32_t n, float sign)
 {
     static _Thread_local float table[N_ELEMENTS][256];
     static _Thread_local uint8_t made[N_ELEMENTS];
-    float *out = (float *)bits, *known = table[type];
-    if (type == ELEMENT_F16) {
-        for (uint32_t e = 0; e < n; e++) out[e] = _cvtsh_ss((uint16_t)bits[e]) * sign;
+    Value *out = (Value *)bits;
+    float *known = table[type];
+    if (type == ELEMENT_F16) { /* n is a multiple of 8: rows and columns are */
+        for (uint32_t e = 0; e < n; e += 8) {
+            __m256i code = _mm256_loadu_si256((const __m256i *)(bits + e));
+            __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+            _mm256_storeu_ps(out + e, _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(sign)));
+        }
         return;
     }
     if (type == ELEMENT_BF16 || type == ELEMENT_TF32) {
@@ -127,7 +134,7 @@ static void read_a_shared(const AsyncOp *op, const Mma *mma, int cta, MmaOperand
         if (at < (int)n) report_shared(op, mma, from, 0, (uint32_t)at);
     }
     widen(mma->a_type, bits, n, mma->negate_a ? -1.0f : 1.0f);
-    const float *values = (const float *)bits;
+    const Value *values = (const Value *)bits;
     for (uint32_t row = 0; row < mma->rows; row++)
         for (uint32_t k = 0; k < mma->k; k++) operands->a[0][k][row] = values[row * mma->k + k];
 }
@@ -152,7 +159,7 @@ static void read_a_tmem(const AsyncOp *op, const Mma *mma, int cta, uint32_t hal
                             lane, mma->a_at.column + c, from->rank);
             }
             widen(mma->a_type, bits, mma->rows, mma->negate_a ? -1.0f : 1.0f);
-            const float *values = (const float *)bits;
+            const Value *values = (const Value *)bits;
             for (uint32_t row = 0; row < mma->rows; row++) operands->a[half][c * per_word + e][row] = values[row];
         }
     }
@@ -177,7 +184,7 @@ void tcgen05_read_b(const AsyncOp *op, const Mma *mma, MmaOperands *operands)
         int at = first_bad(bad, n);
         if (at >= 0) report_shared(op, mma, from, 1, (uint32_t)at);
         widen(mma->b_type, bits, n, mma->negate_b ? -1.0f : 1.0f);
-        const float *values = (const float *)bits;
+        const Value *values = (const Value *)bits;
         for (uint32_t column = 0; column < share; column++)
             for (uint32_t k = 0; k < mma->k; k++) operands->b[share * (uint32_t)c + column][k] = values[column * mma->k + k];
     }

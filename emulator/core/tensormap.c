@@ -13,6 +13,7 @@ enum { FENCE_OTHER, FENCE_ACQUIRE, FENCE_RELEASE };
 typedef struct MapNote {
     uint64_t address;
     const Ins *changed_by;
+    uint64_t too_early; /* 1 + the serial number of the last copy in flight that was reported */
     uint32_t acquired; /* CTAs that have, since the change was released */
     int is_released;
     struct MapNote *next;
@@ -26,18 +27,19 @@ static MapNote *note_of(const Machine *m, uint64_t address) {
 
 void tensor_map_changed(Warp *w, const Ins *i, uint64_t address, int is_released) {
     Machine *m = w->machine;
-    for (const AsyncOp *op = m->first; op; op = op->next)
-        if (tile_uses_map(op, address)) {
-            finding(w, i, 0, op->ins, "race", "the tensor map at 0x%llx is changed while a copy that uses it is in flight",
-                    (unsigned long long)address);
-            break;
-        }
     MapNote *note = note_of(m, address);
     if (!note) {
         note = arena_new(m, sizeof *note);
         *note = (MapNote){.address = address, .next = m->tensor_maps};
         m->tensor_maps = note;
     }
+    for (const AsyncOp *op = m->first; op; op = op->next)
+        if (tile_uses_map(op, address) && note->too_early <= op->serial) {
+            finding(w, i, 0, op->ins, "race", "the tensor map at 0x%llx is changed while a copy that uses it is in flight",
+                    (unsigned long long)address);
+            note->too_early = op->serial + 1;
+            break;
+        }
     note->changed_by = i;
     note->acquired = 0;
     note->is_released = is_released;

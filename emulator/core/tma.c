@@ -242,6 +242,7 @@ int tile_uses_map(const AsyncOp *op, uint64_t address) {
 HANDLER(tma_load) {
     const int n = i->imm[1] & COPY_ROWS ? 1 + TMA_GATHER_ROWS : i->imm[0];
     if (copy_operands_defined(w, i, mask, 2)) return EMU_STOP;
+    copy_lanes(w, i, mask, 2, 0);
     EACH_LANE(mask, l) {
         AsyncOp *op = new_tile(w, i, l, ENGINE_TMA_LOAD, -1, get64(w, i->s[1], l) + (uint64_t)(int64_t)i->imm[3], 2);
         if (!op) return EMU_STOP;
@@ -286,6 +287,7 @@ static bool check_store(Warp *w, const Ins *i, uint32_t mask, const Tile *tile) 
 HANDLER(tma_store) {
     const int n = i->imm[1] & COPY_ROWS ? 1 + TMA_GATHER_ROWS : i->imm[0];
     if (copy_operands_defined(w, i, mask, 1)) return EMU_STOP;
+    mask = copy_lanes(w, i, mask, 1, !i->imm[4]);
     EACH_LANE(mask, l) {
         AsyncOp *op = new_tile(w, i, l, ENGINE_TMA_STORE, CLASS_BULK_WRITE,
                                get64(w, i->s[0], l) + (uint64_t)(int64_t)i->imm[2], 1);

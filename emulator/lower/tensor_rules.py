@@ -197,11 +197,13 @@ def _commit(low: Lowering, match: re.Match[str]) -> None:
     rf"tcgen05\.mma(?P<sparse>\.sp)?\.cta_group::(?P<group>[12])"
     rf"\.kind::(?P<kind>{'|'.join(sorted(KINDS, key=len, reverse=True))})"
     r"(?P<scaled>\.block_scale)?(?:\.(?:scale_vec::(?P<vector>[124])X|block(?P<block>16|32)))?"
-    r"(?:\.ashift)?(?:\.collector::a(?:::(?:fill|use|lastuse|discard))?)?"
+    r"(?P<ashift>\.ashift)?(?:\.collector::a(?:::(?:fill|use|lastuse|discard))?)?"
 )
 def _tmem_mma(low: Lowering, match: re.Match[str]) -> None:
     if match["sparse"]:
         raise low.error("sparse matrices are not supported")
+    if match["ashift"]:
+        raise low.error("a shift of A's rows is not supported")
     operands: list[Operand] = list(low.ins.operands)
     if len(operands) < 5:
         raise low.error(f"{len(operands)} operands are too few")

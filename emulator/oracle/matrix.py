@@ -115,7 +115,7 @@ class Tile:
             mn_modes, k_modes = [(8, wide * t), (0, sbo)], [(t, 1), (0, t)]
         else:
             mn_modes, k_modes = [(8, t), (0, sbo)], [(t, 1), (0, lbo)]
-        elements = _layout(self.mn, mn_modes)[:, None] + _layout(self.k, k_modes)[None, :]
+        elements = layout(self.mn, mn_modes)[:, None] + layout(self.k, k_modes)[None, :]
         return swizzle(address + elements * self.bits // 8, self.swizzle_bytes, self.base_offset)
 
     def scatter(self, codes: np.ndarray, address: int, memory: np.ndarray, base: int) -> None:
@@ -125,7 +125,7 @@ class Tile:
             memory[at + byte] = (codes >> (8 * byte)) & 0xFF
 
 
-def _layout(extent: int, modes: Sequence[tuple[int, int]]) -> np.ndarray:
+def layout(extent: int, modes: Sequence[tuple[int, int]]) -> np.ndarray:
     """Offsets of coordinates 0..extent-1 under (size, stride) modes, the last of which has any size."""
     index, offset = np.arange(extent), np.zeros(extent, np.int64)
     for size, stride in modes:

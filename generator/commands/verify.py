@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +35,9 @@ def verify_kernels(
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="Emulator: only under the one of this name.")
     ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", help="Emulator: draw the run of --case to this file, for Perfetto.")
+    ] = None,
     json: select.Json = False,
 ) -> None:
     """Verify the kernels in the cache and record the rung that each has climbed.
@@ -47,12 +52,18 @@ def verify_kernels(
     """
     if device not in DEVICES:
         raise UsageError(f"--device: found '{device}'; valid: {', '.join(DEVICES)}")
-    emulation = Emulation(schedules, case, schedule)
-    if emulation.is_part and device != "emulator":
-        raise UsageError("--case, --schedule: valid with --device emulator only")
+    emulation = Emulation(schedules, case, schedule, timeline)
+    if (emulation.is_part or timeline) and device != "emulator":
+        raise UsageError("--case, --schedule, --timeline: valid with --device emulator only")
+    if timeline and (case is None or schedule is None):
+        raise UsageError("--timeline: draws one run; valid: together with --case and --schedule")
     cache, chosen = select.cached_artifacts(op, arch)
     if kernel is not None:
         chosen = [artifact for artifact in chosen if artifact.manifest.key.startswith(kernel)]
+        if not chosen:
+            raise UsageError(
+                f"--kernel: found '{kernel}'; valid: the key of a kernel in {cache.root}, or how it begins"
+            )
     if not chosen:
         raise UsageError(f"nothing to verify in {cache.root}: build something first ('dsv4-gen build')")
     reports: list[Report] = []
@@ -109,7 +120,8 @@ def finding_text(report: Report, found: CaseFinding) -> str:
     if not found.findings:
         return f"{found.message}\n  {configuration}\n  again  {found.command}{more}"
     sources = Sources([] if report.folder is None else [report.folder])
-    return blocks_of(found.findings, sources=sources, configuration=configuration, command=found.command) + more
+    named = [replace(finding, kernel=manifest.name) for finding in found.findings]  # the PTX's name is half a page
+    return blocks_of(named, sources=sources, configuration=configuration, command=found.command) + more
 
 
 def findings_cell(report: Report) -> str:

@@ -27,6 +27,7 @@ class Emulation:
     schedules: int = SCHEDULES
     case: int | None = None
     schedule: str | None = None
+    timeline: Path | None = None
 
     @property
     def is_part(self) -> bool:
@@ -116,6 +117,7 @@ def _on_emulator(artifact: Artifact, seed: int, timeout: float, emulation: Emula
         case=emulation.case,
         schedule=emulation.schedule,
         seconds=timeout,
+        timeline=emulation.timeline,
     )
     return Report(
         artifact.manifest,

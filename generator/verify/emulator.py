@@ -127,12 +127,14 @@ def verify_on_emulator(
     case: int | None = None,
     schedule: str | None = None,
     seconds: float = 120.0,
+    timeline: Path | None = None,
     client: Client | None = None,
 ) -> Outcome:
     """Run the artifact's cases (:func:`plan_runs`); with ``case`` only that one, with ``schedule`` only under that one.
 
-    ``seconds`` bounds each run. Raises ValueError for a case that there is not, ArgumentRefused for a schedule that
-    there is not. Whatever keeps the kernel from running is a finding.
+    ``seconds`` bounds each run, ``timeline`` names a file that the last run is drawn to. Raises ValueError for a case
+    that there is not, ArgumentRefused for a schedule that there is not. Whatever keeps the kernel from running is a
+    finding.
     """
     manifest = artifact.manifest
     found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
@@ -147,7 +149,7 @@ def verify_on_emulator(
         runs = plan_runs(len(found), registry.thorough(manifest.op), schedules, seed=seed, warps=warps)
     if case is not None:
         runs = [Run(case, name) for name in names]
-    return _run(artifact, found, runs, seed=seed, seconds=seconds, client=client)
+    return _run(artifact, found, runs, seed=seed, client=client, seconds=seconds, timeline=timeline)
 
 
 def preflight(artifact: Artifact | Path, *, seed: int = 0, seconds: float = 60.0) -> list[str]:
@@ -160,7 +162,7 @@ def preflight(artifact: Artifact | Path, *, seed: int = 0, seconds: float = 60.0
     manifest = artifact.manifest
     found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
     runs = [Run(index, name) for index in registry.thorough(manifest.op) for name in PREFLIGHT_SCHEDULES]
-    return [str(each) for each in _run(artifact, found, runs, seed=seed, seconds=seconds, client=None).findings]
+    return [str(each) for each in _run(artifact, found, runs, seed=seed, seconds=seconds).findings]
 
 
 def command(manifest: Manifest, run: Run, seed: int) -> str:
@@ -172,12 +174,18 @@ def command(manifest: Manifest, run: Run, seed: int) -> str:
 
 
 def _run(
-    artifact: Artifact, cases: Sequence[Case], runs: Sequence[Run], *, seed: int, seconds: float, client: Client | None
+    artifact: Artifact,
+    cases: Sequence[Case],
+    runs: Sequence[Run],
+    *,
+    seed: int,
+    client: Client | None = None,
+    **options: Any,
 ) -> Outcome:
     outcome = Outcome(cases=len({run.case for run in runs}))
     began = time.monotonic()
     try:
-        kernel = EmulatedKernel(artifact, client=client, seconds=seconds)
+        kernel = EmulatedKernel(artifact, client=client, **options)
     except (EmulatorError, ArtifactRefused) as refused:
         outcome.findings.append(CaseFinding(-1, "no case", "", str(refused), command(artifact.manifest, runs[0], seed)))
         return outcome

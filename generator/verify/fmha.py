@@ -162,32 +162,35 @@ def _outputs(shape: Shape, columns: int) -> dict[str, OutputLayout]:
 def cases(
     dims: dict[str, int], variant: dict[str, Scalar], *, config: dict[str, Scalar], seed: int, device: torch.device
 ) -> list[Case]:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    shapes = _shapes(int(config.get("tile_m", 128)), int(config.get("tile_n", 128)))
+    return [case_of(shape, dims, variant, generator, device) for shape in shapes]
+
+
+def case_of(
+    shape: Shape, dims: dict[str, int], variant: dict[str, Scalar], generator: torch.Generator, device: torch.device
+) -> Case:
+    """One case of this shape; the values are the next that ``generator`` (on the CPU) gives."""
     columns = dims["D"]
     causal, has_sink = bool(variant.get("causal", False)), bool(variant.get("has_sink", False))
     scale = columns**-0.5
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    made = []
-    for shape in _shapes(int(config.get("tile_m", 128)), int(config.get("tile_n", 128))):
-        q, k, v = _values(shape, columns, generator, device)
-        sink = torch.randn(shape.heads, generator=generator).mul(2).to(torch.bfloat16).float() if has_sink else None
-        sink = None if sink is None else sink.to(device)
-        out, lse = expected_float64(q, k, v, sink, causal=causal, scale=scale)
-        baseline = torch_bf16(q, k, v, sink, causal=causal, scale=scale)
-        rows = metrics.row_rel_l2(baseline, out)
-        inputs: dict[str, Value] = {"q": q, "k": k, "v": v, "softmax_scale": scale}
-        if has_sink:
-            inputs["sink"] = sink
-        made.append(
-            Case(
-                op="fmha",
-                name=str(shape),
-                inputs=inputs,
-                outputs=_outputs(shape, columns),
-                expected={"o": out, "lse": lse},
-                limits={"torch_worst_row_rel_l2": float(rows.max()) if rows.numel() else 0.0},
-            )
-        )
-    return made
+    q, k, v = _values(shape, columns, generator, device)
+    sink = torch.randn(shape.heads, generator=generator).mul(2).to(torch.bfloat16).float() if has_sink else None
+    sink = None if sink is None else sink.to(device)
+    out, lse = expected_float64(q, k, v, sink, causal=causal, scale=scale)
+    baseline = torch_bf16(q, k, v, sink, causal=causal, scale=scale)
+    rows = metrics.row_rel_l2(baseline, out)
+    inputs: dict[str, Value] = {"q": q, "k": k, "v": v, "softmax_scale": scale}
+    if has_sink:
+        inputs["sink"] = sink
+    return Case(
+        op="fmha",
+        name=str(shape),
+        inputs=inputs,
+        outputs=_outputs(shape, columns),
+        expected={"o": out, "lse": lse},
+        limits={"torch_worst_row_rel_l2": float(rows.max()) if rows.numel() else 0.0},
+    )
 
 
 def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -92,7 +94,7 @@ def test_a_copy_within_shared_memory_must_reach_another_cta() -> None:
         ("or.b32", np.uint32, np.bitwise_or),
     ],
 )
-def test_reductions_by_two_ctas(op: str, dtype: type, expected) -> None:  # type: ignore[no-untyped-def]
+def test_reductions_by_two_ctas(op: str, dtype: type, expected: Callable[..., np.ndarray]) -> None:
     rng = np.random.default_rng(3)
     a, b = (aligned(rng.integers(0, 100, 64).astype(dtype)) for _ in range(2))
     want = expected(a, b)

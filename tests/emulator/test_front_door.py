@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import tvm_ffi
 
 from dsv4 import emulator
+from dsv4.emulator.dlpack import DeviceTensor
 from dsv4.emulator.errors import ArgumentRefused, FindingsError
 from dsv4.emulator.objects import from_compiled, from_files
 from tests.emulator import front_door_kernels
@@ -183,3 +185,29 @@ def test_an_object_file_is_linked(compiled: Compiled, tmp_path: Path) -> None:
 def test_the_report_is_plain_data(compiled: Compiled) -> None:
     raw = emulator.run(compiled("scale"), torch.ones(100), emulator.output(torch.zeros(128)), 2.0).as_json()
     assert raw["ok"] is False and raw["findings"][0]["kind"] == "unwritten_output" and raw["launches"][0]["grid"]
+
+
+def test_the_emulating_process_holds_neither_torch_nor_the_compiler(compiled: Compiled) -> None:
+    client = emulator.Client()
+    with client:
+        assert emulator.run(compiled("scale"), torch.ones(64), torch.zeros(64), 2.0, client=client).ok
+        mapped = Path(f"/proc/{client.pid}/maps").read_text()
+    assert "libtvm_ffi" in mapped and "libtorch" not in mapped and "cutlass" not in mapped and "libcuda" not in mapped
+
+
+def test_each_launch_can_be_drawn(compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    assert emulator.run(compiled("chain"), *(torch.ones(64) for _ in range(3)), 2.0, schedules=2, timeline=path).ok
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["trace.1.json", "trace.json"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "spelled"), [("e2m1x2", "float4_e2m1fnx2"), ("e8m0", "float8_e8m0fnu"), ("i16", "int16")]
+)
+def test_tensors_keep_their_dtype_on_the_way(dtype: str, spelled: str) -> None:
+    memory = torch.zeros(64, dtype=torch.uint8)
+    owner = DeviceTensor(memory.data_ptr(), dtype, (4, 3), (8, 1))
+    tensor = tvm_ffi.from_dlpack(owner)
+    assert str(tensor.dtype) == spelled and tuple(tensor.shape) == (4, 3) and tuple(tensor.strides) == (8, 1)
+    assert str(tensor.device) == "cuda:0"
+    del tensor

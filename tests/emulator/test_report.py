@@ -39,6 +39,10 @@ def kernel(x, full):
         y = x[0]
     elif warp < 4:
         full.wait(1)
+        if x and self.store_warp == warp:
+            full.wait(0)
+        if x and warp == STORE_WARP:
+            full.wait(0)
     z = x[1]
 """
 
@@ -62,10 +66,11 @@ def found_by(kernel: Kernel) -> list[Finding]:
 
 def test_the_role_of_a_warp_is_its_function_or_the_branch_of_the_kernel(source: Path) -> None:
     sources = Sources()
-    roles = {line: sources.role(str(source), line) for line in range(1, 23)}
+    roles = {line: sources.role(str(source), line) for line in range(1, 27)}
     assert roles[8] == roles[9] == "load_tiles"
     assert roles[16] == "load" and roles[18] == roles[19] == "math" and roles[21] == "warp < 4"
-    assert roles[14] == roles[22] == roles[1] == ""
+    assert roles[23] == roles[25] == "store"
+    assert roles[14] == roles[26] == roles[1] == ""
     assert sources.function(str(source), 18) == "kernel" and sources.text(str(source), 18) == "full.wait(0)"
     assert Sources([source.parent]).text("pipeline.py", 9) == "full.expect(512)"
     assert Sources().text("no such file.py", 1) == Sources().role("", 3) == ""
@@ -117,7 +122,7 @@ def test_a_hang_is_one_table_of_who_waits_for_what(source: Path) -> None:
     memory = numbers()
     body = barrier_init(2) + "setp.lt.u32 %p0, %thread, 32;\n@!%p0 bra MATH;\n"
     body += loc(9) + expect(2048) + loc(8) + load("t", (0, 0)) + loc(16) + wait("%smem") + "bra END;\n"
-    body += "MATH:\n" + loc(22) + "bar.sync 1, 64;\nEND:\n"
+    body += "MATH:\n" + loc(26) + "bar.sync 1, 64;\nEND:\n"
     kernel = Kernel(body, {"t": plain_map(memory)}, {"memory": memory}, source=str(source), block=64)
     findings = found_by(kernel)
     assert {finding.kind for finding in findings} == {"hang"}
@@ -127,7 +132,7 @@ def test_a_hang_is_one_table_of_who_waits_for_what(source: Path) -> None:
     assert len(rows) == 2
     barrier = "mbarrier 0x400, parity 0: phase 0 is open, 1 of 2 arrivals missing, 1024 bytes missing"
     assert re.fullmatch(rf"  0,0,0  0 load  +{re.escape(str(source))}:16  load_tiles\(x, full\)  {barrier}", rows[0])
-    assert rows[1].endswith(":22  z = x[1]             named barrier 1: 32 of 64 threads have arrived")
+    assert rows[1].endswith(":26  z = x[1]             named barrier 1: 32 of 64 threads have arrived")
     assert f"the last arrival on mbarrier 0x400: {source}:9 full.expect(512)" in " ".join(said.split())
     kinds = [each.as_json()["waits_for"] for each in report.explain(findings)]
     assert kinds == ["mbarrier", "named barrier"]

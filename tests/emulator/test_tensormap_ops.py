@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dsv4.emulator.policy import Policy
 from dsv4.emulator.tma_descriptor import TensorMap, decode
 from tests.emulator.copy_kernel import POLICIES, Kernel, aligned, barrier_init, copy_words, dump, expect, wait
 
@@ -63,12 +65,12 @@ def arrays() -> dict[str, np.ndarray]:
     return {"memory": memory, "map": aligned(np.zeros(128, np.uint8)), "out": aligned(np.zeros(512, np.uint8))}
 
 
-def kernel(body: str, **fields: object) -> Kernel:
-    return Kernel(barrier_init() + body, {"t": TEMPLATE}, arrays(), **fields)  # type: ignore[arg-type]
+def kernel(body: str, **fields: Any) -> Kernel:
+    return Kernel(barrier_init() + body, {"t": TEMPLATE}, arrays(), **fields)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_map_replaced_in_shared_memory_and_published_is_the_one_that_a_load_uses(policy) -> None:  # type: ignore[no-untyped-def]
+def test_a_map_replaced_in_shared_memory_and_published_is_the_one_that_a_load_uses(policy: Policy) -> None:
     body = to_shared() + "bar.warp.sync -1;\n" + replaced(f"%smem+{MAP}", 16, 64, 128) + PUBLISH + ACQUIRE
     ran = kernel(body + load_and_dump())
     assert ran.findings(policy) == []
@@ -79,7 +81,7 @@ def test_a_map_replaced_in_shared_memory_and_published_is_the_one_that_a_load_us
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_map_replaced_in_global_memory_needs_release_and_acquire(policy) -> None:  # type: ignore[no-untyped-def]
+def test_a_map_replaced_in_global_memory_needs_release_and_acquire(policy: Policy) -> None:
     body = to_global() + "fence.acq_rel.cta; bar.warp.sync -1;\n" + replaced("%a_map", 16, 64, 128)
     right = kernel(body + "bar.warp.sync -1;\n" + RELEASE + ACQUIRE + load_and_dump())
     assert right.findings(policy) == []
@@ -141,13 +143,13 @@ def test_another_warp_uses_the_map_only_after_it_has_been_told() -> None:
     ],
 )
 def test_every_field_is_replaced_where_the_decoder_reads_it(
-    field: str, bits: int, operands: str, change: dict[str, object]
+    field: str, bits: int, operands: str, change: dict[str, Any]
 ) -> None:
     body = to_shared() + "bar.warp.sync -1;\n"
     body += f"@%lead tensormap.replace.tile.{field}.shared::cta.b1024.b{bits} [%smem+{MAP}], {operands};\n" + PUBLISH
     ran = kernel(body)
     assert ran.findings() == []
-    expected = replace(TEMPLATE, **{"element_strides": (1, 1), **change})  # type: ignore[arg-type]
+    expected = replace(TEMPLATE, **{"element_strides": (1, 1), **change})
     assert decode(ran.arrays["map"].tobytes()) == expected
 
 

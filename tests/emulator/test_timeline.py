@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import replace
@@ -68,7 +69,7 @@ def test_slices_of_a_track_do_not_overlap_and_times_are_whole(tmp_path: Path, po
     assert {(0, 0), (0, 1), (0, 1000)} <= set(tracks)
     for spans in tracks.values():
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -78,7 +79,7 @@ def test_every_issue_has_its_landing_and_an_arrow_between_the_tracks(tmp_path: P
     assert len(loads) == TILES and not any("state" in each["args"] for each in loads)
     assert [each["name"] for each in loads] == ["cute.copy(ring, full)"] * TILES
     assert all(each["args"]["source"].endswith("pipeline.py:8") for each in loads)
-    arrows = defaultdict(dict)
+    arrows: dict[str, dict[str, Any]] = defaultdict(dict)
     for each in trace["traceEvents"]:
         if each["ph"] in "sf":
             arrows[each["id"]][each["ph"]] = each
@@ -98,7 +99,7 @@ def test_tracks_are_named_by_role_and_waits_by_what_they_are_for(tmp_path: Path)
     trace, _ = traced(pipeline(tmp_path), LATE)
     names = {(e["pid"], e["tid"], e["name"]): e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
     assert names[0, 0, "process_name"] == "CTA 0,0,0"
-    assert names[0, 0, "thread_name"] == "warp 0 load_tiles" and names[0, 1, "thread_name"] == "warp 1 math"
+    assert names[0, 0, "thread_name"] == "warp 0 load" and names[0, 1, "thread_name"] == "warp 1 math"
     assert names[0, 1000, "thread_name"] == "TMA load"
     waits = [each for each in slices(trace, "wait") if each["tid"] == 1 and each["name"] == "wait: mbarrier"]
     assert waits and all(each["args"]["source"].endswith("pipeline.py:18") for each in waits)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dsv4.emulator.policy import Policy
 from dsv4.emulator.tma_descriptor import TensorMap
 from tests.emulator.copy_kernel import (
     EARLY,
@@ -114,14 +116,14 @@ def test_a_store_writes_the_part_of_its_box_that_lies_in_the_tensor(seed: int) -
     assert np.array_equal(memory, expected)
 
 
-def plain_map(memory: np.ndarray, box: tuple[int, ...] = (64, 8), **fields: object) -> TensorMap:
+def plain_map(memory: np.ndarray, box: tuple[int, ...] = (64, 8), **fields: Any) -> TensorMap:
     """A tensor map over a 2D array of 16-bit or 32-bit elements, its last dimension contiguous."""
     names = {"<u2": "bf16", "<f2": "f16", "<f4": "f32", "<u4": "u32", "<i4": "s32", "<u8": "u64", "|u1": "u8"}
     rows, columns = memory.shape
     return TensorMap(
         memory.ctypes.data, names[memory.dtype.str], (columns, rows), (columns * memory.itemsize,), box,
         spans_fetch=False, **fields,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def numbers(rows: int = 40, columns: int = 64, dtype: type = np.uint16) -> np.ndarray:
@@ -187,7 +189,7 @@ SCATTER = "cp.async.bulk.tensor.2d.global.shared::cta.tile::scatter4.bulk_group"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_gather4_takes_four_rows_and_zeroes_those_outside(policy) -> None:  # type: ignore[no-untyped-def]
+def test_gather4_takes_four_rows_and_zeroes_those_outside(policy: Policy) -> None:
     memory, out = numbers(), aligned(np.ones(512, np.uint8))
     tensor_map = plain_map(memory, (64, 1), swizzle_bytes=128)
     rows = (7, 39, -1, 2)
@@ -225,7 +227,7 @@ def test_gather4_needs_a_map_with_a_box_of_one_row() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_multicast_lands_in_every_masked_cta_and_signals_each_ones_barrier(policy) -> None:  # type: ignore[no-untyped-def]
+def test_multicast_lands_in_every_masked_cta_and_signals_each_ones_barrier(policy: Policy) -> None:
     """Each CTA loads one half of the tile for both, as GEMMs of a cluster do."""
     memory, out = numbers(), aligned(np.zeros((2, 2048), np.uint8))
     form = CLUSTER_LOAD + ".multicast::cluster"
@@ -243,7 +245,7 @@ def test_multicast_lands_in_every_masked_cta_and_signals_each_ones_barrier(polic
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_cta_group_2_signals_the_leader_for_both_ctas(policy) -> None:  # type: ignore[no-untyped-def]
+def test_cta_group_2_signals_the_leader_for_both_ctas(policy: Policy) -> None:
     memory, out = numbers(), aligned(np.zeros((2, 1024), np.uint8))
     form = CLUSTER_LOAD + ".cta_group::2"
     body = barrier_init() + "setp.eq.u32 %p0, %rank, 0; and.pred %p1, %lead, %p0;\n"
@@ -284,7 +286,7 @@ def test_a_multicast_mask_names_ctas_that_exist() -> None:
 # --------------------------------------------------------------------------------------------------------- reductions
 
 
-def reduction(op: str, before: np.ndarray, source: np.ndarray, grid: int = 1, policy=LATE) -> np.ndarray:  # type: ignore[no-untyped-def]
+def reduction(op: str, before: np.ndarray, source: np.ndarray, grid: int = 1, policy: Policy = LATE) -> np.ndarray:
     """`source` (8 rows of 16 or 32 bytes…) reduced into `before` by every CTA of the grid."""
     memory = aligned(before)
     tensor_map = plain_map(memory, (before.shape[1], before.shape[0]))
@@ -344,6 +346,43 @@ def test_a_reduction_that_the_element_type_does_not_have_is_refused() -> None:
     body = fill("memory", 64, TILE) + FENCE + store("t", (0, 0), form=REDUCE, op="max")
     ((kind, message),) = Kernel(body, {"t": plain_map(memory, (8, 8))}, {"memory": memory}).findings()
     assert kind == "tensor_map" and "does not exist for the tensor map's element type" in message
+
+
+# -------------------------------------------------------------------------------------------- a whole warp that copies
+
+
+def test_a_store_that_a_whole_warp_executes_is_stored_once() -> None:
+    """NVIDIA's grouped GEMM for Hopper does it; each thread of the warp that waits has waited for it."""
+    memory, source = numbers(8), aligned(np.full(1024, 9, np.uint8))
+    body = fill("source", 256, TILE) + FENCE + f"{STORE.format(rank=2)} [%m_t, {{0, 0}}], [%smem+{TILE}];\n"
+    body += "cp.async.bulk.commit_group; elect.sync %r1|%p1, -1; @%p1 cp.async.bulk.wait_group.read 0;\n"
+    body += f"mov.u32 %r2, 0; st.shared.b32 [%smem+{TILE}], %r2;\n"
+    for policy in POLICIES:
+        result, _ = Kernel(body, {"t": plain_map(memory)}, {"memory": memory, "source": source}).run(policy)
+        assert result.findings == [] and result.stats["async_ops"] == 1
+        assert (memory.view(np.uint8) == 9).all()
+
+
+def test_a_load_or_reduction_that_a_whole_warp_executes_is_carried_out_by_each_thread() -> None:
+    memory, source = aligned(np.zeros((8, 8), np.float32)), aligned(np.ones((8, 8), np.float32))
+    tensor_map = plain_map(memory, (8, 8))
+    body = fill("source", 64, TILE) + FENCE + f"{REDUCE.format(rank=2, op='add')} [%m_t, {{0, 0}}], [%smem+{TILE}];\n"
+    body += "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;\n"
+    found = Kernel(body, {"t": tensor_map}, {"memory": memory, "source": source}).findings()
+    assert [kind for kind, _ in found] == ["not_elected"] and "32 lanes" in found[0][1]
+    assert (memory == 32).all()
+    body = barrier_init() + expect(32 * 256) + f"{LOAD.format(rank=2)} [%smem+{TILE}], [%m_t, {{0, 0}}], [%smem];\n"
+    found = Kernel(body + wait("%smem"), {"t": tensor_map}, {"memory": memory}).findings()
+    assert "not_elected" in [kind for kind, _ in found] and "hang" not in [kind for kind, _ in found]
+
+
+def test_threads_may_copy_different_tiles_with_one_instruction() -> None:
+    memory, out = numbers(), aligned(np.zeros(4 * 1024, np.uint8))
+    body = barrier_init() + expect(4 * 1024) + "setp.lt.u32 %p0, %thread, 4; shl.b32 %r1, %thread, 3;\n"
+    body += f"shl.b32 %r2, %thread, 10; add.u32 %r2, %r2, %smem; bar.warp.sync -1;\n@%p0 {LOAD.format(rank=2)} "
+    body += f"[%r2+{TILE}], [%m_t, {{0, %r1}}], [%smem];\n" + wait("%smem") + dump("out", 1024, TILE)
+    assert Kernel(body, {"t": plain_map(memory)}, {"memory": memory, "out": out}).findings() == []
+    assert np.array_equal(out.view(np.uint16).reshape(32, 64), memory[:32])
 
 
 # -------------------------------------------------------------------------------------------------------------- races
@@ -455,7 +494,7 @@ def test_coordinates_and_maps_that_were_never_written_are_found() -> None:
 )
 def test_what_is_refused(body: str, kind: str, said: str) -> None:
     memory = numbers()
-    maps = {
+    maps: dict[str, TensorMap | bytes] = {
         "t": plain_map(memory),
         "s": plain_map(memory, (64, 8), swizzle_bytes=128),
         "z": bytes(128),

@@ -20,14 +20,14 @@ def small(rng: np.random.Generator, shape: tuple[int, int], type_name: str) -> t
     values = rng.integers(low, 4, shape)
     if type_name in ("s8", "u8"):
         return (values & 0xFF).astype(np.uint32), values
-    return matrix.codes_of(values.astype(np.float64), type_name), values
+    return matrix.codes_of(np.arange(-3.0, 4.0), type_name)[values + 3], values
 
 
 def exact(d_type: str, values: np.ndarray) -> np.ndarray:
     """Codes of integers as accumulators."""
-    if d_type == "s32":
-        return (values & 0xFFFFFFFF).astype(np.uint32)
-    return matrix.codes_of(values.astype(np.float64), d_type)
+    if d_type == "f16":
+        return values.astype(np.float16).view(np.uint16).astype(np.uint32)
+    return (values.astype(np.int32) if d_type == "s32" else values.astype(np.float32)).view(np.uint32)
 
 
 def check_layout(
@@ -45,11 +45,6 @@ def check_layout(
     found, outcome = product.run()
     clean(outcome)
     assert np.array_equal(found, exact(d_type, a_values @ b_values + c_values))
-
-
-def fits(n: int, major: bool, swizzle_bytes: int, bits: int) -> bool:
-    """An MN-major tile is whole swizzle atoms wide."""
-    return not major or n % max(swizzle_bytes * 8 // bits, 8) == 0
 
 
 @pytest.mark.parametrize("swizzle_bytes", SWIZZLES)
@@ -177,6 +172,33 @@ def test_sums_follow_the_model(types: tuple[str, str, str]) -> None:
     expected = matrix.multiply(a, b, c, (a_type, b_type, d_type, d_type), matrix.model("wgmma", a_type, b_type))
     wrong = np.argwhere(found != expected)
     assert not len(wrong), (wrong[:5], [(hex(found[m, n]), hex(expected[m, n])) for m, n in wrong[:5]])
+
+
+@pytest.mark.parametrize(("types", "largest"), [
+    (("f32", "f16", "f16"), 0x3FFF),
+    (("f16", "f16", "f16"), 0x3FFF),
+    (("f32", "bf16", "bf16"), 0x3FFF),
+    (("f32", "tf32", "tf32"), 0x3FFFE000),
+    (("f32", "e5m2", "e5m2"), 0x3F),
+    (("f32", "e4m3", "e4m3"), 0x3F),
+])  # fmt: skip
+@pytest.mark.parametrize("sign", [0, 1])
+def test_sums_of_terms_that_are_all_as_large_as_their_exponent_allows(
+    types: tuple[str, str, str], largest: int, sign: int
+) -> None:
+    """Sixteen products just below 4 and an accumulator just below 2: more than 32-bit sums of the terms could hold."""
+    d_type, a_type, b_type = types
+    n, k = 8, K_OF[a_type]
+    a, b = np.full((64, k), largest, np.uint32), np.full((k, n), largest, np.uint32)
+    a |= np.uint32(sign << (matrix.WIDTHS[a_type] - 1))
+    c = np.full((64, n), (0x3FFF if d_type == "f16" else 0x3FFFFFFF), np.uint32)
+    c |= np.uint32(sign << (15 if d_type == "f16" else 31))
+    a[:, 0] -= (np.arange(64) % 4 == 3).astype(np.uint32) * (0x2000 if a_type == "tf32" else 1)
+    tiles = [tile_of(mn, a_type, mn_major=False, swizzle_bytes=64) for mn in (64, n)]
+    found, outcome = Product(a, b, c, types, tiles[0], tiles[1]).run()
+    clean(outcome)
+    expected = matrix.multiply(a, b, c, (a_type, b_type, d_type, d_type), matrix.model("wgmma", a_type, b_type))
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("type_name", ["bf16", "tf32"])

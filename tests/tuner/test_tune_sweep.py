@@ -103,6 +103,28 @@ def test_a_compile_failure_costs_only_itself(cache):
     assert result.tried > len(result.failed) and result.best["config"][NAME] != GOAL[NAME]
 
 
+def test_a_configuration_with_findings_in_the_emulator_never_reaches_the_gpu(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+
+    def preflight(folder):
+        return ["race at line 7"] if gpu.builder.plans[str(folder)].config[NAME] == GOAL[NAME] else []
+
+    result = sweep(TARGET, settings(), cache=cache, builder=gpu.builder, measure=gpu, preflight=preflight)
+    assert result.failed and {each["why"] for each in result.failed} == {"emulator: race at line 7"}
+    bad = {folder for folder, plan in gpu.builder.plans.items() if plan.config[NAME] == GOAL[NAME]}
+    assert bad and not bad & {folder for request in gpu.requests for folder in request.artifacts}
+    (check,) = read_evidence(Path(next(iter(bad)))).checks
+    assert check.rung == "emulator" and not check.ok and check.detail["findings"] == ["race at line 7"]
+    assert result.best["config"][NAME] != GOAL[NAME]
+
+
+def test_a_default_with_findings_in_the_emulator_is_an_error(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    with pytest.raises(CheckFailed, match=r"the default of rms_norm on sm_90a fails.*emulator: race"):
+        sweep(TARGET, settings(), cache=cache, builder=gpu.builder, measure=gpu, preflight=lambda folder: ["race"])
+    assert gpu.requests == []
+
+
 def test_a_wrong_default_is_an_error(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost, wrong=lambda config: config == DEFAULT)
     with pytest.raises(CheckFailed, match="the default of rms_norm on sm_90a fails"):

@@ -1,0 +1,229 @@
+"""Does the emulator find planted mistakes? Every mutation of a kernel, over small cases, under several schedules."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from dsv4.emulator.arguments import Argument
+from dsv4.emulator.client import Client, Object, Text
+from dsv4.emulator.errors import EmulatorError, KernelEndless
+from dsv4.emulator.launcher import bound, run
+from dsv4.emulator.mutations import Mutation, mutations
+from dsv4.emulator.objects import from_artifact
+from dsv4.emulator.outcome import Finding, Report
+from dsv4.emulator.policy import MAX_INSTRUCTIONS
+from dsv4.emulator.policy import schedules as policies
+from dsv4.emulator.sources import Sources
+from dsv4.generator.verify import fmha, registry
+from dsv4.generator.verify.case import Case
+from dsv4.generator.verify.run import run_case
+from dsv4.runtime.artifact import Manifest
+from dsv4.runtime.cache import Artifact
+
+SCHEDULES = 9
+WIDE_SCHEDULES = 3
+WRONG_VALUES, ENDLESS, ERROR = "wrong values", "endless", "error"
+INSTRUCTION_FACTOR = 20
+"""A mutated kernel may execute so many times the instructions of the unmutated one before it counts as endless."""
+NEAR_LINES = 3
+TEXTS_PER_PROCESS = 40
+"""The emulating process keeps every text that it has read; after so many it is replaced."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one mutation.
+
+    ``category`` is the first finding's kind, ``"wrong values"`` where only the judge noticed, ``"endless"``, or
+    ``"error"`` where the emulator could not run it (which is no find); empty where it survived. ``place`` says where
+    the finding points: ``"line"`` the changed source line, ``"near"`` within three lines of it, ``"function"`` the same
+    function, ``"elsewhere"``, or ``""`` for the judge. ``runs`` counts the runs that it took.
+    """
+
+    mutation: Mutation
+    category: str
+    place: str
+    case: str
+    schedule: str
+    message: str
+    runs: int
+    seconds: float
+
+    @property
+    def found(self) -> bool:
+        return self.category not in ("", ERROR)
+
+    def as_json(self) -> dict[str, Any]:
+        raw = {name: getattr(self.mutation, name) for name in ("id", "family", "description", "ptx_line", "source")}
+        rest = asdict(self)
+        del rest["mutation"]
+        return {**raw, **rest, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kernel to be mutated: its object, its text, and the runs (case, schedule) that it is tried in, in order."""
+
+    manifest: Manifest
+    made: Object
+    text: str
+    runs: tuple[tuple[Case, str], ...]
+    sources: Sources
+    max_instructions: int
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def mutations(self) -> list[Mutation]:
+        return mutations(self.text, sources=self.sources)
+
+
+def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
+    """Small cases of 1 to 3 tiles; cheap ones first."""
+    found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
+    chosen = [found[index] for index in registry.thorough(manifest.op)]
+    return [*chosen, found[5]] if manifest.op == "fmha" else chosen  # its tensors have gaps
+
+
+def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
+    """For persistent CTAs a case with two query tiles more than CTAs; else none."""
+    ctas = int(manifest.config.get("persistent_ctas", 0))
+    if not ctas:
+        return []
+    shape = fmha.Shape(1, 1, int(manifest.config["tile_n"]) + 5, ctas + 2, ctas + 2)
+    generator = torch.Generator().manual_seed(seed)
+    return [fmha.case_of(shape, manifest.dims, manifest.variant, generator, torch.device("cpu"))]
+
+
+def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True) -> Subject:
+    """The kernel of an artifact, with its small cases and, where ``wide``, its wide ones under three of the schedules.
+
+    Raises ValueError where it has findings as it is: mutations would prove nothing then.
+    """
+    manifest = artifact.manifest
+    warps = max(-(-math.prod(launch.block) // 32) for launch in manifest.launches)
+    names = [policy.name for policy in policies(schedules, 0, warps)]
+    runs = [(case, name) for name in names for case in small_cases(manifest)]
+    if wide:
+        runs += [(case, name) for name in names[:WIDE_SCHEDULES] for case in wide_cases(manifest)]
+    made = from_artifact(artifact)
+    whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
+    most = 1
+    with Client() as client:
+        kernel = _Kernel(whole, made, client, threads=0, max_instructions=MAX_INSTRUCTIONS)
+        for case, name in runs:
+            found = _look(whole, kernel, case, name)
+            if found is not None:
+                raise ValueError(f"{manifest.name}: the unmutated kernel has a finding: {found[1]}")
+            assert kernel.report is not None
+            most = max(most, kernel.report.stats["instructions"])
+    return replace(whole, max_instructions=most * INSTRUCTION_FACTOR)
+
+
+class _Kernel:
+    """A mutated kernel that ``run_case`` can call. With PDL every tensor still belongs to the kernel before."""
+
+    def __init__(self, whole: Subject, made: Object, client: Client, **options: Any) -> None:
+        self._made, self._client, self._options = made, client, options
+        self._contract = whole.manifest.contract
+        self._prior = bool(whole.manifest.variant.get("pdl", False))
+        self.schedule = ""
+        self.report: Report | None = None
+
+    def __call__(self, *arguments: Any) -> None:
+        named = dict(zip((each.name for each in self._contract.arguments), arguments, strict=True))
+        values = bound(self._contract, {name: value for name, value in named.items() if value is not None})
+        if self._prior:
+            values = [replace(each, prior=True) if isinstance(each, Argument) else each for each in values]
+        self.report = run(self._made, *values, schedules=self.schedule, client=self._client, **self._options)
+
+
+def _look(whole: Subject, kernel: _Kernel, case: Case, schedule: str) -> tuple[str, str, tuple[Finding, ...]] | None:
+    """One run: category, message and findings of what it showed, or None."""
+    kernel.schedule, kernel.report = schedule, None
+    try:
+        verdict = run_case(kernel, whole.manifest.contract, case)
+    except KernelEndless as error:
+        return ENDLESS, str(error), ()
+    except EmulatorError as error:
+        return ERROR, str(error), ()
+    report = kernel.report
+    assert report is not None
+    if report.findings:
+        return report.findings[0].kind, report.findings[0].line(), report.findings
+    return None if verdict.ok else (WRONG_VALUES, verdict.findings[0], ())
+
+
+def attempt(whole: Subject, mutation: Mutation, client: Client, *, threads: int = 0) -> Trial:
+    """Run the mutated kernel in the subject's runs until something is found."""
+    text = Text(mutation.apply(whole.text))  # without the cubin, which is the unmutated kernel's
+    kernel = _Kernel(
+        whole, replace(whole.made, texts=(text,)), client, threads=threads, max_instructions=whole.max_instructions
+    )
+    began, runs = time.monotonic(), 0
+    for case, schedule in whole.runs:
+        runs += 1
+        found = _look(whole, kernel, case, schedule)
+        if found is not None:
+            category, message, findings = found
+            place = _place(mutation, findings, whole.sources)
+            return Trial(mutation, category, place, case.name, schedule, message, runs, time.monotonic() - began)
+    return Trial(mutation, "", "", "", "", "", runs, time.monotonic() - began)
+
+
+def _place(mutation: Mutation, findings: Iterable[Finding], sources: Sources) -> str:
+    """How close to the changed line the findings point; the closest counts."""
+    lines = [line for finding in findings for line in (finding.source, finding.other_source) if line]
+    if not lines:
+        return ""
+    if mutation.source in lines:
+        return "line"
+    file, _, number = mutation.source.rpartition(":")
+    places = [(other, int(line)) for other, _, line in (each.rpartition(":") for each in lines)]
+    if any(other == file and abs(line - int(number)) <= NEAR_LINES for other, line in places):
+        return "near"
+    own = sources.function(file, int(number)) if number else ""
+    if own and any(other == file and sources.function(other, line) == own for other, line in places):
+        return "function"
+    return "elsewhere"
+
+
+def attempt_all(
+    whole: Subject, chosen: Sequence[Mutation], *, jobs: int = 1, told: Callable[[Trial], None] = lambda trial: None
+) -> Iterator[Trial]:
+    """All mutations, ``jobs`` at a time, each in an emulating process of its own; in their order."""
+    if jobs < 1:
+        raise ValueError(f"jobs: found {jobs}; valid: 1 or more")
+    clients: SimpleQueue[Client] = SimpleQueue()
+    made = [Client() for _ in range(jobs)]
+    for client in made:
+        clients.put(client)
+    uses = dict.fromkeys(map(id, made), 0)
+
+    def one(mutation: Mutation) -> Trial:
+        client = clients.get()
+        try:
+            uses[id(client)] += 1
+            if uses[id(client)] % TEXTS_PER_PROCESS == 0:
+                client.close()
+            trial = attempt(whole, mutation, client, threads=1 if jobs > 1 else 0)
+        finally:
+            clients.put(client)
+        told(trial)
+        return trial
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            yield from pool.map(one, chosen)
+    finally:
+        for client in made:
+            client.close()
