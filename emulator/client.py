@@ -112,13 +112,15 @@ class Client:
         max_instructions: int = MAX_INSTRUCTIONS,
         seconds: float = REQUEST_SECONDS,
         timeline: Path | str | None = None,
+        probes: Sequence[tuple[str, Sequence[int]]] = (),
     ) -> Report:
         """Run the host functions of ``calls`` one after the other, the whole again for each schedule.
 
         Tensors among the arguments hold the first schedule's results afterwards. ``max_instructions`` bounds a cluster
         of CTAs, ``seconds`` the whole request. ``timeline`` names a file that the first schedule is drawn to
-        (:mod:`dsv4.emulator.timeline`); later launches get their number in its name. Raises EmulatorError; WorkerFailed
-        means that the process was killed.
+        (:mod:`dsv4.emulator.timeline`); later launches get their number in its name. ``probes`` are elements (a
+        tensor's name and an index) of which the report says what wrote them under the last schedule. Raises
+        EmulatorError; WorkerFailed means that the process was killed.
         """
         started = time.monotonic()
         with self._lock, tempfile.TemporaryDirectory(prefix="dsv4-emulator-") as folder:
@@ -137,6 +139,7 @@ class Client:
                 "schedules": list(schedules),
                 "threads": threads,
                 "max_instructions": max_instructions,
+                "probes": [[name, list(index)] for name, index in probes],
                 "timeline": None if timeline is None else _drawn(Path(timeline), [each for each, _ in calls]),
             }
             answer = self._ask(process, message, seconds)

@@ -89,6 +89,16 @@ class BlockMemory:
         message = f"{self.name}: {len(places)} bytes between the elements were written, the first is byte {places[0]}"
         return message, int(self.writer[places[0]]) - 1
 
+    def writer_of(self, tensor: str, index: Sequence[int]) -> int | None:
+        """The instruction that wrote an element of a tensor of this block last, -1 for none; None: no such element."""
+        for each in self.tensors if self.writable else []:
+            inside = len(index) == len(each["shape"]) and all(
+                0 <= i < n for i, n in zip(index, each["shape"], strict=True)
+            )
+            if each["name"] == tensor and inside:
+                return int(_elements(self.writer, each)[tuple(index)].max()) - 1
+        return None
+
     def unwritten(self) -> Iterator[tuple[str, int]]:
         """For each output with elements that have no defined value: message and who wrote the first, -1 nobody."""
         for tensor in self.tensors:
@@ -169,6 +179,15 @@ class EmulatedDevice:
                     if found.ptx_line not in stored or not found.ptx_line:  # else the store itself is a finding
                         self._findings.append(found)
         return Pass(self._policy.name, self._findings, self._stats, [], time.monotonic() - self._started)
+
+    def writer(self, tensor: str, index: Sequence[int]) -> dict[str, Any] | None:
+        """What wrote an element of the named tensor last, as plain data (see ``Written``), if the last launch did."""
+        for block in self._blocks if self._kernel else []:
+            writer = block.writer_of(tensor, index)
+            if writer is not None and writer >= 0:
+                found = self._in_memory("", "", writer)
+                return {"opcode": found.opcode, "source": found.source, "ptx_line": found.ptx_line}
+        return None
 
     def _in_memory(self, kind: str, message: str, writer: int) -> Finding:
         """A finding about memory after the last launch; ``writer`` is the bytecode instruction that wrote there."""

@@ -31,6 +31,7 @@ def run(
     max_instructions: int = MAX_INSTRUCTIONS,
     seconds: float = REQUEST_SECONDS,
     timeline: Path | str | None = None,
+    probes: Sequence[tuple[str, Sequence[int]]] = (),
     client: Client | None = None,
 ) -> Report:
     """Run a compiled CuTeDSL function on CPU tensors through its real host code; no GPU is touched.
@@ -41,14 +42,15 @@ def run(
     ``workspace(w)``) tell the emulator more, and it then sees more. ``schedules`` are tried one after the other on the
     same inputs, and the tensors hold the first one's results. ``max_instructions`` bounds each cluster of CTAs
     (warp-instructions), ``seconds`` the call; ``threads`` 0 takes all cores, clusters running beside each other.
-    ``timeline`` names a file that the first schedule is drawn to, for Perfetto.
+    ``timeline`` names a file that the first schedule is drawn to, for Perfetto. ``probes`` are elements (a tensor's
+    name and an index) of which the report's ``writers`` say what wrote them.
 
     Raises EmulatorError (see :mod:`dsv4.emulator.errors`) where the kernel cannot be run to its end.
     """
     made = compiled if isinstance(compiled, Object) else objects.from_compiled(compiled)
     return sequence(
         (made, *arguments), schedules=schedules, seed=seed, threads=threads, max_instructions=max_instructions,
-        seconds=seconds, timeline=timeline, client=client,
+        seconds=seconds, timeline=timeline, probes=probes, client=client,
     )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ def sequence(
     max_instructions: int = MAX_INSTRUCTIONS,
     seconds: float = REQUEST_SECONDS,
     timeline: Path | str | None = None,
+    probes: Sequence[tuple[str, Sequence[int]]] = (),
     client: Client | None = None,
 ) -> Report:
     """Several calls on the same stream: ``sequence((first, x, y), (second, y, z))``; options as for ``run``.
@@ -77,6 +80,7 @@ def sequence(
         max_instructions=max_instructions,
         seconds=seconds,
         timeline=timeline,
+        probes=probes,
     )
 
 

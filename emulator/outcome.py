@@ -91,14 +91,27 @@ class ScheduleRecord:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The instruction that wrote an element last, in the last launch."""
+
+    opcode: str
+    source: str
+    ptx_line: int
+
+
+@dataclass(frozen=True)
 class Report:
-    """The outcome of a run: every launch, every schedule, every finding (the same one is kept once)."""
+    """The outcome of a run: every launch, every schedule, every finding (the same one is kept once).
+
+    ``writers`` answers the request's ``probes``; None for an element that the last launch did not write.
+    """
 
     launches: tuple[LaunchRecord, ...]
     schedules: tuple[ScheduleRecord, ...]
     findings: tuple[Finding, ...]
     seconds: float
     stats: dict[str, int] = field(default_factory=dict)
+    writers: tuple[Written | None, ...] = ()
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], seconds: float) -> Report:
@@ -108,7 +121,9 @@ class Report:
         for each in schedules:
             for name, value in each.stats.items():
                 stats[name] = stats.get(name, 0) + value
-        return cls(launches, schedules, tuple(map(Finding.from_json, raw["findings"])), seconds, stats)
+        findings = tuple(map(Finding.from_json, raw["findings"]))
+        writers = tuple(None if each is None else Written(**each) for each in raw.get("writers", ()))
+        return cls(launches, schedules, findings, seconds, stats, writers)
 
     @property
     def ok(self) -> bool:

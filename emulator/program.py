@@ -19,6 +19,7 @@ INSTRUCTION = np.dtype(
         ("guard", "<i4"),
         ("guard_negate", "<i4"),
         ("flags", "<i4"),
+        ("predicates", "<u4"),
         ("imm", "<i4", (MAX_IMMEDIATES,)),
     ]
 )
@@ -76,6 +77,10 @@ SPECIALS = [
 SPECIAL = {name: number for number, name in enumerate(SPECIALS)}
 
 
+class PredicateSlot(int):
+    """A slot of the predicates, which are numbered apart from the registers."""
+
+
 @dataclass
 class Program:
     """One kernel as bytecode. `registers` and `predicates` count slots; constants are (slot, special or -1, value)."""
@@ -114,10 +119,10 @@ class Assembler:
         self.registers += words
         return slot
 
-    def predicate(self) -> int:
+    def predicate(self) -> PredicateSlot:
         """A fresh predicate slot."""
         self.predicates += 1
-        return self.predicates - 1
+        return PredicateSlot(self.predicates - 1)
 
     def constant(self, value: int, words: int = 1) -> int:
         """The slot of a plain constant (two consecutive slots when `words` is 2); equal ones are shared."""
@@ -162,7 +167,9 @@ class Assembler:
         if len(imm) > MAX_IMMEDIATES:
             raise ValueError(f"{handler}: {len(imm)} immediates, at most {MAX_IMMEDIATES} fit")
         padded = tuple(imm) + (0,) * (MAX_IMMEDIATES - len(imm))
-        self._rows.append((number, len(self._slots), len(slots), -1, line, guard, int(negate), flags, padded))
+        predicates = sum(1 << n for n, slot in enumerate(slots[:32]) if isinstance(slot, PredicateSlot))
+        row = (number, len(self._slots), len(slots), -1, line, guard, int(negate), flags, predicates, padded)
+        self._rows.append(row)
         self._slots.extend(slots)
         return len(self._rows) - 1
 

@@ -83,6 +83,7 @@ class Worker:
             "launches": [asdict(launch) for launch in self._device.launches],
             "schedules": [each.as_json() for each in passes],
             "findings": [asdict(finding) for finding in _once(passes)],
+            "writers": [self._device.writer(name, index) for name, index in request["probes"]],
         }
 
     def _open(self, key: str, known: Mapping[str, Any]) -> None:

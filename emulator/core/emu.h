@@ -62,12 +62,14 @@ struct Ins {
     int16_t guard;  /* predicate slot or -1 */
     uint8_t guard_negate;
     uint8_t flags;
+    uint32_t predicates; /* bit n: operand n is a predicate slot (of the first 32 operands) */
     int32_t imm[MAX_IMMEDIATES];
 };
 
 /* What Python hands over, one a instruction. */
 typedef struct {
     int32_t handler, slot_first, n_slots, target, line, guard, guard_negate, flags;
+    uint32_t predicates;
     int32_t imm[MAX_IMMEDIATES];
 } InsCode;
 

@@ -80,18 +80,16 @@ static void check_pending(Warp *w, const Ins *i)
 {
     for (int32_t n = 0; n < i->n_slots; n++) {
         int32_t slot = i->s[n];
-        if (slot < 0) continue;
-        for (int32_t word = slot; word < slot + 2 && word < w->program->n_registers; word++) {
-            uint32_t pending = w->pending_slots[word];
-            if (!pending) continue;
-            if ((pending & 15) == CLASS_TMEM_LOAD) async_finish_class(w, CLASS_TMEM_LOAD);
-            else if (word == slot && !(i->flags & INS_MAY_USE_PENDING)) {
-                finding(w, i, w->live, NULL, "wgmma_in_flight",
-                        "an accumulator register of a wgmma is used before wgmma.wait_group has waited for it");
-                async_finish_class(w, (Class)(pending & 15));
-            }
-            if (!w->n_pending_slots) return;
+        if (slot < 0 || (n < 32 && i->predicates >> n & 1)) continue;
+        uint32_t pending = w->pending_slots[slot];
+        if (!pending) continue;
+        if ((pending & 15) == CLASS_TMEM_LOAD) async_finish_class(w, CLASS_TMEM_LOAD);
+        else if (!(i->flags & INS_MAY_USE_PENDING)) {
+            finding(w, i, w->live, NULL, "wgmma_in_flight",
+                    "an accumulator register of a wgmma is used before wgmma.wait_group has waited for it");
+            async_finish_class(w, (Class)(pending & 15));
         }
+        if (!w->n_pending_slots) return;
     }
 }
 

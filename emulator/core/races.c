@@ -127,6 +127,12 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
     const uint32_t *known = a->warp->known, *visible = a->warp->visible;
     int32_t ins = (int32_t)(a->ins - m->program->ins);
     int write = a->flags & ACCESS_WRITE, kept = 0, merged = 0;
+    if (!write && g->n) { /* the same read again: a write in between would have taken its bytes out of the record */
+        const Record *last = &g->records[g->n - 1];
+        if (last->agent == a->agent && last->clock == a->clock && last->ins == ins && last->flags == a->flags &&
+            !(mask & ~last->mask))
+            return;
+    }
     for (int k = 0; k < g->n; k++) {
         Record *r = &g->records[k];
         if (r->mask & mask) {

@@ -65,7 +65,7 @@ Program *emu_program(const InsCode *codes, int n, const int32_t *slots, int n_sl
         Ins *i = &p->ins[k];
         *i = (Ins){.run = c->handler >= 0 ? __start_emu_handlers[c->handler]->run : NULL, .s = p->slots + c->slot_first,
                    .n_slots = c->n_slots, .target = c->target, .line = c->line, .guard = (int16_t)c->guard,
-                   .guard_negate = (uint8_t)c->guard_negate, .flags = (uint8_t)c->flags};
+                   .guard_negate = (uint8_t)c->guard_negate, .flags = (uint8_t)c->flags, .predicates = c->predicates};
         memcpy(i->imm, c->imm, sizeof i->imm);
         if (c->handler >= 0 && !strncmp(__start_emu_handlers[c->handler]->name, "wgmma", 5)) i->flags |= INS_MAY_USE_PENDING;
     }

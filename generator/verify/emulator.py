@@ -19,6 +19,7 @@ from dsv4.emulator.objects import from_artifact
 from dsv4.emulator.outcome import Finding, Report
 from dsv4.emulator.policy import schedules as policies
 from dsv4.generator.verify import registry
+from dsv4.generator.verify.blame import wrong_element
 from dsv4.generator.verify.case import Case, Verdict
 from dsv4.generator.verify.run import run_case
 from dsv4.runtime.artifact import Manifest
@@ -28,6 +29,7 @@ from dsv4.runtime.errors import ArtifactRefused
 SCHEDULES = 9
 """The fixed schedules, one warp starved, one seeded mix."""
 HANG = "hang"
+WRONG_VALUES = "wrong values"
 PREFLIGHT_SCHEDULES = ("late", "early", "mixed:0")
 
 
@@ -101,12 +103,15 @@ class EmulatedKernel:
         self._contract = artifact.manifest.contract
         self._client, self._options = client, options
         self.schedule = ""
+        self.probes: Sequence[tuple[str, Sequence[int]]] = ()
         self.report: Report | None = None
 
     def __call__(self, *arguments: Any) -> None:
         named = dict(zip((each.name for each in self._contract.arguments), arguments, strict=True))
         values = bound(self._contract, {name: value for name, value in named.items() if value is not None})
-        self.report = run(self._object, *values, schedules=self.schedule, client=self._client, **self._options)
+        self.report = run(
+            self._object, *values, schedules=self.schedule, probes=self.probes, client=self._client, **self._options
+        )
 
 
 def plan_runs(cases: int, thorough: Sequence[int], schedules: int, *, seed: int, warps: int) -> list[Run]:
@@ -223,5 +228,9 @@ def _run_one(kernel: EmulatedKernel, artifact: Artifact, case: Case, run: Run, s
         add(f"{waiting[0].line()}{more}", *waiting)
     if not report.findings:
         outcome.judged(verdict)
+        if verdict.ok:
+            return
+        wrong = wrong_element(kernel, artifact.manifest.contract, case, artifact.manifest.config)
+        blamed = f"; {wrong}" if wrong else ""
         for text in verdict.findings:
-            add(f"{text} [schedule {run.schedule}]")
+            add(f"{WRONG_VALUES}: {text}{blamed} [schedule {run.schedule}]")

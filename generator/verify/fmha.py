@@ -239,6 +239,31 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     )
 
 
+def first_wrong(
+    got: dict[str, torch.Tensor], case: Case, config: dict[str, Scalar]
+) -> tuple[str, tuple[int, ...], str] | None:
+    """In the first row of O that is too far off its element that is off the most, else the first wrong LSE."""
+    tile_m = int(config.get("tile_m", 128))
+    out, expected = got["o"].to(torch.float64), case.expected["o"]
+    rows = metrics.row_rel_l2(out, expected).reshape(expected.shape[:-1])
+    wrong = rows > ROW_ERROR_RATIO_MAX * case.limits["torch_worst_row_rel_l2"]
+    if bool(wrong.any()):
+        batch, query, head = wrong.nonzero()[0].tolist()
+        column = int((out - expected)[batch, query, head].abs().nan_to_num(nan=math.inf).argmax())
+        name, index = "o", (batch, query, head, column)
+    else:
+        lse, expected_lse = got["lse"].to(torch.float64), case.expected["lse"]
+        empty = torch.isneginf(expected_lse)
+        error = torch.where(empty & torch.isneginf(lse), 0.0, (lse - expected_lse).abs()).nan_to_num(nan=math.inf)
+        bad = error > LSE_ABS_MAX + LSE_REL_MAX * torch.where(empty, 0.0, expected_lse.abs())
+        if not bool(bad.any()):
+            return None
+        batch, head, query = bad.nonzero()[0].tolist()
+        name, index = "lse", (batch, head, query)
+    tile = f"query tile {query // tile_m} ({tile_m} queries) of head {head}, batch {batch}, row {query % tile_m} of it"
+    return name, index, tile
+
+
 def workload(
     dims: dict[str, int], variant: dict[str, Scalar], sizes: dict[str, int], *, seed: int, device: torch.device
 ) -> dict[str, Value]:

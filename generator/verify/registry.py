@@ -62,6 +62,17 @@ def judge(op: str, got: Mapping[str, torch.Tensor], case: Case) -> Verdict:
     return verdict
 
 
+def first_wrong(
+    op: str, got: Mapping[str, torch.Tensor], case: Case, config: Mapping[str, Scalar]
+) -> tuple[str, tuple[int, ...], str] | None:
+    """The first element that ``judge`` holds against the kernel: output, index, and in words the tile it lies in.
+
+    None where no single element is to blame.
+    """
+    found: tuple[str, tuple[int, ...], str] | None = _module(op).first_wrong(dict(got), case, dict(config))
+    return found
+
+
 def workload(
     op: str,
     dims: Mapping[str, int],

@@ -110,6 +110,21 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     )
 
 
+def first_wrong(
+    got: dict[str, torch.Tensor], case: Case, config: dict[str, Scalar]
+) -> tuple[str, tuple[int, ...], str] | None:
+    """The first element that is more than one bf16 step off; a tile is the rows of a CTA."""
+    apart = metrics.bf16_ulps_apart(got["y"].contiguous(), metrics.round_to_bf16(case.expected["y"]))
+    places = (apart > 1).nonzero()
+    if not len(places):
+        places = (apart > 0).nonzero()
+    if not len(places):
+        return None
+    row, column = places[0].tolist()
+    rows = int(config.get("rows_per_cta", 1))
+    return "y", (row, column), f"tile {row // rows} ({rows} rows a CTA), row {row % rows} of it"
+
+
 def workload(
     dims: dict[str, int], variant: dict[str, Scalar], sizes: dict[str, int], *, seed: int, device: torch.device
 ) -> dict[str, Value]:

@@ -90,7 +90,7 @@ def test_a_kernel_that_takes_too_long_is_killed_and_the_next_one_runs(scale: Obj
         started = time.monotonic()
         with pytest.raises(WorkerFailed, match=r"killed: no answer within 0\.5 s"):
             run(made, client, max_instructions=1 << 60, seconds=0.5)
-        assert time.monotonic() - started < 5 and not alive(pid)
+        assert time.monotonic() - started < 30 and not alive(pid)
         assert run(scale, client).ok and client.pid != pid
         last = client.pid
     assert last and not alive(last)
@@ -129,7 +129,7 @@ def test_a_killed_caller_leaves_no_process(tmp_path: Path) -> None:
     assert alive(pid)
     caller.kill()
     caller.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(pid)

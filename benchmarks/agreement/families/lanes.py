@@ -65,6 +65,7 @@ def _votes() -> list[tuple[str, str]]:
         ("nclusterid", "mov.u32 d, %nclusterid.x;"),
         ("clusterid", "mov.u32 d, %clusterid.x;"),
         ("dynamic_smem_size", "mov.u32 d, %dynamic_smem_size;"),
+        ("address of dynamic shared memory", "mov.u32 d, %smem;"),
         ("total_smem_size", "mov.u32 d, %total_smem_size;"),
     ]  # fmt: skip
     return rows

@@ -87,10 +87,10 @@ def _remote() -> Iterator[Probe]:
     mad.lo.u32 %r10, %rank, 128, %thread; mul.wide.u32 %d0, %r10, 4; add.u64 %d0, %d0, %a_{OUT};
     """
     body = "shl.b32 %r0, %thread, 2; add.u32 %r1, %smem, %r0; mov.u32 %r5, 7; st.shared.b32 [%r1+1024], %r5; st.shared.b32 [%r1+1536], %r5;\n" + body
-    for n, register in enumerate((5, 6, 7, 8, 9, 11)):
+    for n, register in enumerate((5, 6, 7, 8, 9, 11, 4)):
         body += f"st.global.b32 [%d0+{n * 4 * 128 * CLUSTER}], %r{register};\n"
-    labels = ("ld.shared::cluster", "mapa generic", "atom remote", "st.shared::cluster", "red remote", "atom's sum")
-    arrays = {OUT: aligned(np.zeros((6, CLUSTER * 128), np.uint32))}
+    labels = ("ld.shared::cluster", "mapa generic", "atom remote", "st.shared::cluster", "red remote", "atom's sum", "mapa address")
+    arrays = {OUT: aligned(np.zeros((7, CLUSTER * 128), np.uint32))}
     yield Probe(
         "memory", "remote_shared", Kernel(body, {}, arrays, block=128, cluster=CLUSTER, target=TARGET), labels
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.agreement.maps import (
-    FENCE, LOAD, TILE, box_bytes, coordinates_of, dump_at, loads, paint, random_map, tile_words,
+    FENCE, LOAD, TILE, coordinates_of, dump_at, loads, paint, random_map, tile_words,
 )  # fmt: skip
 from benchmarks.agreement.probe import OUT, TARGET, Probe
 from benchmarks.agreement.tables import mixed_f32
@@ -121,6 +121,3 @@ def probes() -> Iterator[Probe]:
     yield from _numbers()
     yield from _multicast()
     yield _replaced()
-
-
-__all__ = ["box_bytes", "probes"]

@@ -29,20 +29,30 @@ DTYPES = {"u32": "u4", "s32": "u4", "u64": "u8", "s64": "u8", "f16": "u2", "bf16
 PLACES = 3
 
 
+def _store(name: str, element_type: ElementType, swizzle: int, seed: int, *, strided: bool, negative: bool) -> Probe:
+    rng = np.random.default_rng(seed)
+    tensor_map, memory = random_map(rng, element_type, swizzle_bytes=swizzle, strided=strided)
+    words = tile_words(tensor_map)
+    source = aligned(rng.integers(0, 256, 4 * words, dtype=np.uint8))
+    body = fill("source", words, TILE) + FENCE
+    for _ in range(PLACES):
+        place = coordinates_of(rng, tensor_map, negative=negative)
+        if negative:
+            place = (-abs(place[0]) // 2, *place[1:])
+        body += issue(STORE, place, load=False) + DONE
+    kernel = Kernel(body, {"t": tensor_map}, {"source": source, OUT: memory}, target=TARGET)
+    return Probe("tensor_writes", name, kernel)
+
+
 def _stores() -> Iterator[Probe]:
     for number, element_type in enumerate(TYPES):
         for swizzle in SWIZZLES:
             for strided in (False, True):
-                rng = np.random.default_rng(2000 + 10 * number + swizzle * 7 + strided)
-                tensor_map, memory = random_map(rng, element_type, swizzle_bytes=swizzle, strided=strided)
-                words = tile_words(tensor_map)
-                source = aligned(rng.integers(0, 256, 4 * words, dtype=np.uint8))
-                body = fill("source", words, TILE) + FENCE
-                for _ in range(PLACES):
-                    body += issue(STORE, coordinates_of(rng, tensor_map), load=False) + DONE
-                kernel = Kernel(body, {"t": tensor_map}, {"source": source, OUT: memory}, target=TARGET)
                 name = f"store.{element_type}.swizzle{swizzle}{'.strided' if strided else ''}"
-                yield Probe("tensor_writes", name, kernel)
+                seed = 2000 + 10 * number + swizzle * 7 + strided
+                yield _store(name, element_type, swizzle, seed, strided=strided, negative=False)
+        name = f"store_negative.{element_type}"
+        yield _store(name, element_type, 0, 2050 + number, strided=False, negative=True)
 
 
 def _values(rng: np.random.Generator, element_type: str, count: int) -> np.ndarray:
