@@ -123,14 +123,14 @@ class Client:
         EmulatorError; WorkerFailed means that the process was killed.
         """
         started = time.monotonic()
-        with self._lock, tempfile.TemporaryDirectory(prefix="dsv4-emulator-") as folder:
+        with self._lock, contextlib.ExitStack() as files:
             if self._process is not None and self._process.poll() is not None:
                 self._kill()  # it died between requests; its group may have more members
             process = self._process or self._start()
             assert self._arena is not None
             packed = Packed([arguments for _, arguments in calls], self._arena)
             message = {
-                **self._described([each for each, _ in calls], Path(folder)),
+                **self._described([each for each, _ in calls], files),
                 "blocks": [block.as_json() for block in packed.blocks],
                 "calls": [
                     {"object": each.key, "function": each.function, "arguments": arguments}
@@ -150,21 +150,23 @@ class Client:
             packed.results()
         return Report.from_json(answer, time.monotonic() - started)
 
-    def _described(self, objects: Sequence[Object], folder: Path) -> dict[str, Any]:
+    def _described(self, objects: Sequence[Object], files: contextlib.ExitStack) -> dict[str, Any]:
         """The objects and PTX files of a request; what the process has already is not sent again.
 
-        A library is opened from a copy of its own: a path that was opened before gives what was opened then.
+        A library is opened from a copy of its own, which goes with ``files``: a path that was opened before gives what
+        was opened then.
         """
+        new = {each.key: each for each in objects if each.key not in self._known_objects}
+        folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="dsv4-emulator-")) if new else "")
+        for key, each in new.items():
+            (folder / f"{key[:16]}.so").write_bytes(each.library)
         texts: dict[str, dict[str, str]] = {}
         known: dict[str, dict[str, Any]] = {}
         for each in objects:
             described = [text.described() for text in each.texts]
             texts.update({key: raw for key, raw in described if key not in self._known_texts})
-            path = folder / f"{each.key[:16]}.so"
-            if each.key not in self._known_objects and not path.exists():
-                path.write_bytes(each.library)
             known[each.key] = {
-                "path": str(path),
+                "path": str(folder / f"{each.key[:16]}.so"),
                 "shown": each.shown,
                 "registers": each.registers,
                 "texts": [key for key, _ in described],

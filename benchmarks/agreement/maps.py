@@ -66,9 +66,11 @@ def tile_words(tensor_map: TensorMap) -> int:
 
 
 def coordinates_of(rng: np.random.Generator, tensor_map: TensorMap, *, negative: bool = True) -> tuple[int, ...]:
-    """Where a box may begin: inside, across an edge, outside."""
+    """Where a box may begin: inside, across an edge, outside; along dimension 0 at a multiple of 16 bytes."""
     low = -1 if negative else 0
-    return tuple(int(rng.integers(low * extent, 2 * extent + 2)) for extent in tensor_map.box)
+    found = [int(rng.integers(low * extent, 2 * extent + 2)) for extent in tensor_map.box]
+    quantum = max(128 // ELEMENT_BITS[tensor_map.element_type], 1)
+    return (found[0] // quantum * quantum, *found[1:])
 
 
 def paint(words: int, offset: int = TILE) -> str:

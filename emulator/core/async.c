@@ -110,6 +110,8 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
             w->bulk_lanes |= mask;
             op->agent_read = (uint16_t)agent_of(w, CLASS_BULK_READ);
             op->clock_read = groups_of(w, CLASS_BULK_READ)->open + 1;
+            w->bulk_source = i;
+            w->bulk_source_clock = op->clock_read;
             join_group(op, CLASS_BULK_READ, 1);
         }
         join_group(op, (Class)class, 0);

@@ -333,6 +333,8 @@ struct Warp {
     uint32_t *pending_slots;  /* of each register slot: 0, or group << 4 | class of what will write it; NULL: none yet */
     uint32_t n_pending_slots;
     uint32_t bulk_lanes;      /* lanes that have issued bulk-group operations: groups belong to threads */
+    const Ins *bulk_source;   /* the last one that reads shared memory, and its clock */
+    uint32_t bulk_source_clock;
     uint32_t registers;       /* setmaxnreg */
     uint64_t instructions;
     uint8_t *local, *local_shadow; /* 32 × local_bytes each */

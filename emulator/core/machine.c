@@ -61,7 +61,7 @@ int converged(Warp *w, const Ins *i, uint32_t mask, uint32_t members)
 
 /* --------------------------------------------------------------------------------------------------- interpreter */
 
-static void exit_lanes(Warp *w, Path *path, uint32_t lanes)
+static void exit_lanes(Warp *w, const Ins *i, Path *path, uint32_t lanes)
 {
     w->live &= ~lanes;
     path->mask &= ~lanes;
@@ -69,6 +69,9 @@ static void exit_lanes(Warp *w, Path *path, uint32_t lanes)
     w->done = 1;
     w->n_paths = 0;
     Machine *m = w->machine;
+    if (w->bulk_source_clock && m->policy.races && w->known[agent_of(w, CLASS_BULK_READ)] < w->bulk_source_clock)
+        finding(w, w->bulk_source, 0, i, "in_flight_at_exit",
+                "the warp ends without having waited until this copy has read shared memory, which ends with the CTA");
     m->event++;
     named_barrier_exit(w);
     cluster_barrier_exit(w);
@@ -118,7 +121,7 @@ static int run_warp(Machine *m, Warp *w)
         int status = EMU_NEXT;
         if (unlikely(i->flags & (INS_BRANCH | INS_EXIT))) {
             if (i->flags & INS_EXIT) {
-                exit_lanes(w, path, mask);
+                exit_lanes(w, i, path, mask);
                 if (w->done) return 1;
                 if (!path->mask) {
                     path_remove(w, w->current);

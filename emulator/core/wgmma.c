@@ -199,9 +199,36 @@ HANDLER(wgmma_commit)
     return EMU_NEXT;
 }
 
+/* A wgmma-group belongs to the warpgroup: it is complete when the parts of all four warps are, and whoever has waited for
+ * it may overwrite what any of them read. EMU_AGAIN while a part is missing. */
+static int wait_for_others(Warp *w, uint32_t keep)
+{
+    const uint32_t committed = w->groups[CLASS_WGMMA].committed;
+    const int first = w->index - w->index % WARPGROUP_WARPS;
+    if (committed <= keep || first + WARPGROUP_WARPS > w->cta->n_warps) return EMU_NEXT;
+    const uint32_t commit = committed - 1 - keep;
+    for (int k = first; k < first + WARPGROUP_WARPS; k++) {
+        Warp *other = &w->cta->warps[k];
+        const Groups *g = &other->groups[CLASS_WGMMA];
+        if (g->committed <= commit || g->oldest <= g->commits[commit % GROUP_RING]) {
+            w->wait = (Wait){.kind = WAIT_EVENT};
+            return EMU_AGAIN;
+        }
+    }
+    for (int k = first; k < first + WARPGROUP_WARPS && w->machine->policy.races; k++) {
+        Warp *other = &w->cta->warps[k];
+        const uint32_t agent = agent_of(other, CLASS_WGMMA);
+        const uint32_t clock = other->groups[CLASS_WGMMA].commits[commit % GROUP_RING] + 1;
+        if (w->known[agent] < clock) w->known[agent] = clock;
+        if (w->visible[agent] < clock) w->visible[agent] = clock;
+    }
+    return EMU_NEXT;
+}
+
 HANDLER(wgmma_wait)
 {
     int status = group_wait(w, i, CLASS_WGMMA, (uint32_t)i->imm[0]);
+    if (status == EMU_NEXT) status = wait_for_others(w, (uint32_t)i->imm[0]);
     if (status == EMU_NEXT) wgmma_state(w)->fenced = 0;
     return status;
 }

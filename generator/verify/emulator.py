@@ -12,17 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsv4.emulator.client import Client
+from dsv4.emulator.arguments import Argument
+from dsv4.emulator.client import Client, Object
 from dsv4.emulator.errors import EmulatorError
 from dsv4.emulator.launcher import bound, run, schedule_names
 from dsv4.emulator.objects import from_artifact
 from dsv4.emulator.outcome import Finding, Report
+from dsv4.emulator.policy import FIXED
 from dsv4.emulator.policy import schedules as policies
 from dsv4.generator.verify import registry
 from dsv4.generator.verify.blame import wrong_element
 from dsv4.generator.verify.case import Case, Verdict
 from dsv4.generator.verify.run import run_case
-from dsv4.runtime.artifact import Manifest
+from dsv4.runtime.artifact import Contract, Manifest
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.errors import ArtifactRefused
 
@@ -95,23 +97,36 @@ def _place(finding: Finding) -> tuple[str, int, int, int]:
     return finding.kind, finding.launch, finding.ptx_line, finding.other_ptx_line
 
 
-class EmulatedKernel:
-    """A kernel of the cache that ``run_case`` can call; ``report`` is the last call's."""
+class EmulatedObject:
+    """A compiled kernel that ``run_case`` can call; ``report`` is the last call's.
 
-    def __init__(self, artifact: Artifact, *, client: Client | None = None, **options: Any) -> None:
-        self._object = from_artifact(artifact)
-        self._contract = artifact.manifest.contract
+    ``prior``: every tensor may still be in use by the launch before this one (a kernel with PDL must wait for it).
+    """
+
+    def __init__(
+        self, made: Object, contract: Contract, *, prior: bool = False, client: Client | None = None, **options: Any
+    ) -> None:
+        self._object, self._contract, self._prior = made, contract, prior
         self._client, self._options = client, options
-        self.schedule = ""
+        self.schedule = FIXED[0].name
         self.probes: Sequence[tuple[str, Sequence[int]]] = ()
         self.report: Report | None = None
 
     def __call__(self, *arguments: Any) -> None:
         named = dict(zip((each.name for each in self._contract.arguments), arguments, strict=True))
         values = bound(self._contract, {name: value for name, value in named.items() if value is not None})
+        if self._prior:
+            values = [replace(each, prior=True) if isinstance(each, Argument) else each for each in values]
         self.report = run(
             self._object, *values, schedules=self.schedule, probes=self.probes, client=self._client, **self._options
         )
+
+
+class EmulatedKernel(EmulatedObject):
+    """A kernel of the cache that ``run_case`` can call."""
+
+    def __init__(self, artifact: Artifact, **options: Any) -> None:
+        super().__init__(from_artifact(artifact), artifact.manifest.contract, **options)
 
 
 def plan_runs(cases: int, thorough: Sequence[int], schedules: int, *, seed: int, warps: int) -> list[Run]:

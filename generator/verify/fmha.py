@@ -244,24 +244,30 @@ def first_wrong(
 ) -> tuple[str, tuple[int, ...], str] | None:
     """In the first row of O that is too far off its element that is off the most, else the first wrong LSE."""
     tile_m = int(config.get("tile_m", 128))
+
+    def tile(batch: int, query: int, head: int) -> str:
+        return (
+            f"query tile {query // tile_m} ({tile_m} queries) of head {head}, batch {batch}, row {query % tile_m} of it"
+        )
+
     out, expected = got["o"].to(torch.float64), case.expected["o"]
     rows = metrics.row_rel_l2(out, expected).reshape(expected.shape[:-1])
     wrong = rows > ROW_ERROR_RATIO_MAX * case.limits["torch_worst_row_rel_l2"]
     if bool(wrong.any()):
         batch, query, head = wrong.nonzero()[0].tolist()
         column = int((out - expected)[batch, query, head].abs().nan_to_num(nan=math.inf).argmax())
-        name, index = "o", (batch, query, head, column)
-    else:
-        lse, expected_lse = got["lse"].to(torch.float64), case.expected["lse"]
-        empty = torch.isneginf(expected_lse)
-        error = torch.where(empty & torch.isneginf(lse), 0.0, (lse - expected_lse).abs()).nan_to_num(nan=math.inf)
-        bad = error > LSE_ABS_MAX + LSE_REL_MAX * torch.where(empty, 0.0, expected_lse.abs())
-        if not bool(bad.any()):
-            return None
-        batch, head, query = bad.nonzero()[0].tolist()
-        name, index = "lse", (batch, head, query)
-    tile = f"query tile {query // tile_m} ({tile_m} queries) of head {head}, batch {batch}, row {query % tile_m} of it"
-    return name, index, tile
+        return "o", (batch, query, head, column), tile(batch, query, head)
+    bad = _wrong_lse(got["lse"].to(torch.float64), case.expected["lse"])
+    if not bool(bad.any()):
+        return None
+    batch, head, query = bad.nonzero()[0].tolist()
+    return "lse", (batch, head, query), tile(batch, query, head)
+
+
+def _wrong_lse(lse: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    empty = torch.isneginf(expected)
+    error = torch.where(empty & torch.isneginf(lse), 0.0, (lse - expected).abs()).nan_to_num(nan=math.inf)
+    return error > LSE_ABS_MAX + LSE_REL_MAX * torch.where(empty, 0.0, expected.abs())
 
 
 def workload(

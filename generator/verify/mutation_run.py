@@ -12,25 +12,23 @@ from typing import Any
 
 import torch
 
-from dsv4.emulator.arguments import Argument
 from dsv4.emulator.client import Client, Object, Text
 from dsv4.emulator.errors import EmulatorError, KernelEndless
-from dsv4.emulator.launcher import bound, run
 from dsv4.emulator.mutations import Mutation, mutations
 from dsv4.emulator.objects import from_artifact
-from dsv4.emulator.outcome import Finding, Report
+from dsv4.emulator.outcome import Finding
 from dsv4.emulator.policy import MAX_INSTRUCTIONS
 from dsv4.emulator.policy import schedules as policies
 from dsv4.emulator.sources import Sources
 from dsv4.generator.verify import fmha, registry
 from dsv4.generator.verify.case import Case
+from dsv4.generator.verify.emulator import SCHEDULES, WRONG_VALUES, EmulatedObject
 from dsv4.generator.verify.run import run_case
 from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.cache import Artifact
 
-SCHEDULES = 9
 WIDE_SCHEDULES = 3
-WRONG_VALUES, ENDLESS, ERROR = "wrong values", "endless", "error"
+ENDLESS, ERROR = "endless", "error"
 INSTRUCTION_FACTOR = 20
 """A mutated kernel may execute so many times the instructions of the unmutated one before it counts as endless."""
 NEAR_LINES = 3
@@ -86,12 +84,24 @@ class Subject:
     def mutations(self) -> list[Mutation]:
         return mutations(self.text, sources=self.sources)
 
+    def kernel(self, made: Object, client: Client, *, threads: int) -> EmulatedObject:
+        """A compiled form of the kernel, to be called. One with PDL finds every tensor in use by the launch before."""
+        manifest = self.manifest
+        return EmulatedObject(
+            made, manifest.contract, prior=bool(manifest.variant.get("pdl", False)), client=client, threads=threads,
+            max_instructions=self.max_instructions,
+        )  # fmt: skip
+
 
 def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
-    """Small cases of 1 to 3 tiles; cheap ones first."""
+    """Small cases of 1 to 5 tiles; cheap ones first."""
     found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
     chosen = [found[index] for index in registry.thorough(manifest.op)]
-    return [*chosen, found[5]] if manifest.op == "fmha" else chosen  # its tensors have gaps
+    if manifest.op == "fmha":
+        tile_m, tile_n = int(manifest.config["tile_m"]), int(manifest.config["tile_n"])
+        five_tiles = fmha.Shape(1, tile_m + 37, 5 * tile_n - 31, 1, 1, "mixed")
+        chosen += [found[5], _fmha_case(manifest, five_tiles, seed)]  # the first of them has tensors with gaps
+    return chosen
 
 
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
@@ -99,9 +109,12 @@ def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     ctas = int(manifest.config.get("persistent_ctas", 0))
     if not ctas:
         return []
-    shape = fmha.Shape(1, 1, int(manifest.config["tile_n"]) + 5, ctas + 2, ctas + 2)
+    return [_fmha_case(manifest, fmha.Shape(1, 1, 2 * int(manifest.config["tile_n"]) + 5, ctas + 2, ctas + 2), seed)]
+
+
+def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:
     generator = torch.Generator().manual_seed(seed)
-    return [fmha.case_of(shape, manifest.dims, manifest.variant, generator, torch.device("cpu"))]
+    return fmha.case_of(shape, manifest.dims, manifest.variant, generator, torch.device("cpu"))
 
 
 def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True) -> Subject:
@@ -119,7 +132,7 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most = 1
     with Client() as client:
-        kernel = _Kernel(whole, made, client, threads=0, max_instructions=MAX_INSTRUCTIONS)
+        kernel = whole.kernel(made, client, threads=0)
         for case, name in runs:
             found = _look(whole, kernel, case, name)
             if found is not None:
@@ -129,25 +142,9 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
     return replace(whole, max_instructions=most * INSTRUCTION_FACTOR)
 
 
-class _Kernel:
-    """A mutated kernel that ``run_case`` can call. With PDL every tensor still belongs to the kernel before."""
-
-    def __init__(self, whole: Subject, made: Object, client: Client, **options: Any) -> None:
-        self._made, self._client, self._options = made, client, options
-        self._contract = whole.manifest.contract
-        self._prior = bool(whole.manifest.variant.get("pdl", False))
-        self.schedule = ""
-        self.report: Report | None = None
-
-    def __call__(self, *arguments: Any) -> None:
-        named = dict(zip((each.name for each in self._contract.arguments), arguments, strict=True))
-        values = bound(self._contract, {name: value for name, value in named.items() if value is not None})
-        if self._prior:
-            values = [replace(each, prior=True) if isinstance(each, Argument) else each for each in values]
-        self.report = run(self._made, *values, schedules=self.schedule, client=self._client, **self._options)
-
-
-def _look(whole: Subject, kernel: _Kernel, case: Case, schedule: str) -> tuple[str, str, tuple[Finding, ...]] | None:
+def _look(
+    whole: Subject, kernel: EmulatedObject, case: Case, schedule: str
+) -> tuple[str, str, tuple[Finding, ...]] | None:
     """One run: category, message and findings of what it showed, or None."""
     kernel.schedule, kernel.report = schedule, None
     try:
@@ -166,9 +163,7 @@ def _look(whole: Subject, kernel: _Kernel, case: Case, schedule: str) -> tuple[s
 def attempt(whole: Subject, mutation: Mutation, client: Client, *, threads: int = 0) -> Trial:
     """Run the mutated kernel in the subject's runs until something is found."""
     text = Text(mutation.apply(whole.text))  # without the cubin, which is the unmutated kernel's
-    kernel = _Kernel(
-        whole, replace(whole.made, texts=(text,)), client, threads=threads, max_instructions=whole.max_instructions
-    )
+    kernel = whole.kernel(replace(whole.made, texts=(text,)), client, threads=threads)
     began, runs = time.monotonic(), 0
     for case, schedule in whole.runs:
         runs += 1

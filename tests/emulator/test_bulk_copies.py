@@ -155,8 +155,23 @@ def test_groups_are_waited_for_in_order_of_commit() -> None:
         body += f"@%lead {STORE} [%a_out+{part}], [%smem+{AT + part}], 256;\n@%lead cp.async.bulk.commit_group;\n"
     body += "@%lead cp.async.bulk.wait_group.read 1;\nmov.u32 %r1, 0;\n"
     for policy in POLICIES:
-        first = body + f"@%lead st.shared.b32 [%smem+{AT}], %r1;\n"
+        first = body + f"@%lead st.shared.b32 [%smem+{AT}], %r1;\n@%lead cp.async.bulk.wait_group.read 0;\n"
         assert Kernel(first, {}, arrays).findings(policy) == []
         assert np.array_equal(arrays["out"], arrays["source"])
         second = body + f"@%lead st.shared.b32 [%smem+{AT + 256}], %r1;\n"
         assert "race" in [kind for kind, _ in Kernel(second, {}, arrays).findings(policy)]
+
+
+def test_a_warp_that_ends_while_its_copies_may_still_read_is_found() -> None:
+    arrays = {"source": random_bytes(512), "out": aligned(np.zeros(512, np.uint8))}
+    body = fill("source", 128, AT) + FENCE + f"@%lead {STORE} [%a_out], [%smem+{AT}], 256;\n"
+    for end, found in (
+        ("", True),
+        ("cp.async.bulk.commit_group;", True),
+        ("cp.async.bulk.commit_group; @%lead cp.async.bulk.wait_group.read 1;", True),
+        ("cp.async.bulk.commit_group; @%lead cp.async.bulk.wait_group.read 0;", False),
+        ("cp.async.bulk.commit_group; @%lead cp.async.bulk.wait_group 0;", False),
+    ):
+        for policy in POLICIES:
+            kinds = [kind for kind, _ in Kernel(f"{body}@%lead {end}\n" if end else body, {}, arrays).findings(policy)]
+            assert kinds == (["in_flight_at_exit"] if found else [])

@@ -61,7 +61,7 @@ def _numbers() -> Iterator[Probe]:
         tensor_map = TensorMap(
             plain.ctypes.data, element_type, (64 // size, 8), (64,), (64 // size, 8), spans_fetch=False, fill_nan=True
         )  # type: ignore[arg-type]
-        yield _probe(f"nan_fill.{element_type}", tensor_map, plain, [(2, 3), (0, 100)])
+        yield _probe(f"nan_fill.{element_type}", tensor_map, plain, [(16 // size, 3), (0, 100)])
 
 
 def _multicast() -> Iterator[Probe]:

@@ -38,7 +38,7 @@ def _store(name: str, element_type: ElementType, swizzle: int, seed: int, *, str
     for _ in range(PLACES):
         place = coordinates_of(rng, tensor_map, negative=negative)
         if negative:
-            place = (-abs(place[0]) // 2, *place[1:])
+            place = (-tensor_map.box[0] // 2 if tensor_map.box[0] >= 32 else -abs(place[0]), *place[1:])
         body += issue(STORE, place, load=False) + DONE
     kernel = Kernel(body, {"t": tensor_map}, {"source": source, OUT: memory}, target=TARGET)
     return Probe("tensor_writes", name, kernel)
