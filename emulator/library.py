@@ -68,7 +68,7 @@ def build_shared(sources: Sequence[Path], name: str, *, depends: Sequence[Path] 
     hasher = hashlib.sha256(" ".join(FLAGS).encode())
     for path in (*sources, *depends):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes())
-    root = Path(os.environ.get("DSV4_CACHE") or platformdirs.user_cache_path("dsv4")) / "emulator"
+    root = platformdirs.user_cache_path("dsv4") / "emulator"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = root / f"{name}-{hasher.hexdigest()[:24]}.so"
     for path in (root, *([target] if target.exists() else [])):

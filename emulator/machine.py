@@ -258,8 +258,8 @@ def run_grid(
 def _array(address: int | None, count: int, dtype: np.dtype) -> np.ndarray:
     if not count or address is None:
         return np.zeros(0, dtype)
-    held = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
-    return np.frombuffer(held, dtype).copy()
+    held = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+    return np.ctypeslib.as_array(held, (count * dtype.itemsize,)).view(dtype).copy()
 
 
 def _result(outcome: _Outcome) -> Result:

@@ -18,6 +18,17 @@ class ContractError(Dsv4Error, ValueError):
     """An argument of an operator breaks its contract; the message starts with the operator and the argument."""
 
 
+class ConfigError(Dsv4Error):
+    """A model configuration cannot be read, or contradicts itself; names the file and each field.
+
+    Not a ``ValueError``, which pydantic would make its own.
+    """
+
+
+class CheckpointError(Dsv4Error):
+    """A checkpoint is not what its configuration promises, or a file of it is broken; nothing of it was kept."""
+
+
 class CacheRefused(Dsv4Error):
     """The kernel cache's folder cannot be trusted, or a file in it cannot be read."""
 

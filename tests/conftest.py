@@ -8,7 +8,6 @@ comes last on the path, so that the installed dsv4 stays in front of the folder 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +17,6 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; processes that tests start inherit it
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-
-@pytest.fixture(scope="session")
-def emulator_in() -> Callable[[Path], None]:
-    """Puts the emulator's built C into a kernel cache of a test's own, which would otherwise build it anew."""
-    from dsv4.emulator import library, shim
-
-    built = [library.load().path, shim.library()]
-
-    def share(cache: Path) -> None:
-        folder = cache / "emulator"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in built:
-            shutil.copy2(path, folder)
-
-    return share
 
 
 @pytest.fixture

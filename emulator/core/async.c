@@ -455,38 +455,3 @@ HANDLER(bulk_wait)
     if (status != EMU_NEXT || i->imm[1]) return status;
     return group_wait(w, i, CLASS_BULK_WRITE, (uint32_t)i->imm[0]);
 }
-
-static void clc_write(AsyncOp *op)
-{
-    uint32_t offset = *(uint32_t *)op->payload;
-    memset(op->cta->smem + offset, 0, 16);
-    memset(op->cta->shadow + offset, SHADOW_DEFINED, 16);
-}
-
-/* clusterlaunchcontrol.try_cancel: every grid fits here at once, so there is never more work to take over. */
-HANDLER(clc_try_cancel)
-{
-    uint32_t l = first_lane(mask), offset;
-    if ((BAD(0) | BAD(1)) & mask) return stop(w, i, mask, "undefined_value", "an address of try_cancel was never written");
-    Cta *cta = shared_at(w, i, R(0)[l], 16, 16, &offset);
-    if (!cta) return EMU_NEXT;
-    AsyncOp *op = async_new(w, i, mask, ENGINE_TMA_LOAD, -1, 4);
-    *(uint32_t *)op->payload = offset;
-    op->cta = cta;
-    op->write = clc_write;
-    if (!async_on_barrier(op, R(1)[l], 16, 0)) {
-        free(op);
-        return EMU_NEXT;
-    }
-    async_touch_shared(op, cta, offset, 16, 1);
-    async_issue(op);
-    return EMU_YIELD;
-}
-
-HANDLER(clc_is_canceled)
-{
-    uint32_t value = 0;
-    EACH_LANE(mask, l) value |= (uint32_t)(get64(w, i->s[1], l) & 1) << l;
-    set_pred(w, i->s[0], mask, value, BAD(1) | BADHI(1));
-    return EMU_NEXT;
-}

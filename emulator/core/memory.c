@@ -44,9 +44,11 @@ Range *global_at(Warp *w, const Ins *i, uint64_t address, uint32_t bytes, uint32
     Range *range = find_range(m, address);
     if (unlikely(!range || bytes > range->high - address)) {
         const Range *near = NULL;
+        uint64_t nearest = 1 << 24; /* bytes away: beyond, no argument is meant */
         for (int k = 0; k < m->memory->n; k++) {
             const Range *r = &m->memory->ranges[k];
-            if (r->low <= address + (1 << 20) && address < r->high + (1 << 20) && !(r->flags & RANGE_PARAM)) near = r;
+            uint64_t away = address < r->low ? r->low - address : address >= r->high ? address - r->high : 0;
+            if (away < nearest && !(r->flags & RANGE_PARAM)) near = r, nearest = away;
         }
         if (near)
             stop(w, i, 0, "out_of_bounds", "%u bytes at global address 0x%llx: byte %lld of argument %d, which has %llu bytes", bytes,

@@ -12,6 +12,8 @@
 
 #define NAN32 0x7fffffffu
 #define NAN64 0x7fffffffffffffffull
+#define QUIET64 (1ull << 51)
+#define DEFAULT_NAN64 (0xfffull << 51)
 #define NAN16 0x7fffu
 #define LOOP for (int l = 0; l < LANES; l++)
 
@@ -64,6 +66,7 @@ static inline uint64_t bits64(double f) { uint64_t b; memcpy(&b, &f, 8); return 
 static inline uint32_t canonical(float f) { return f != f ? NAN32 : bits32(f); }
 static inline uint64_t canonical64(double f) { return f != f ? NAN64 : bits64(f); }
 static inline int is_nan32(uint32_t b) { return (b & 0x7fffffffu) > 0x7f800000u; }
+static inline int is_nan64(uint64_t b) { return b << 1 > 0x7ffull << 53; }
 /* .ftz: subnormal numbers become zero of the same sign */
 static inline uint32_t flush(uint32_t b) { return (b & 0x7f800000u) == 0 ? b & 0x80000000u : b; }
 /* .sat: into [0, 1], NaN gives +0 */

@@ -128,6 +128,29 @@ static inline double integral(double v, int mode)
     default: return ceil(v);
     }
 }
+/* NaN bits of a source as a f64 NaN, quiet. */
+static inline uint64_t nan_source(const Warp *w, int32_t slot, int l, int format)
+{
+    uint64_t b = source(w, slot, l, format_bits(format));
+    switch (format) {
+    case FORMAT_F64: break;
+    case FORMAT_F32: b = (b >> 31) << 63 | 0x7ffull << 52 | (b & 0x7fffff) << 29; break;
+    case NARROW_F16: b = (b >> 15) << 63 | 0x7ffull << 52 | (b & 0x3ff) << 42; break;
+    default: b = (b >> 15) << 63 | 0x7ffull << 52 | (b & 0x7f) << 45;
+    }
+    return b | QUIET64;
+}
+/* What a NaN becomes, as measured on an H100: to and from f64 it keeps sign and payload, between the others there is one
+ * NaN, and cvt.rna.tf32 only clears the low bits. */
+static inline uint64_t nan_result(const Warp *w, int32_t slot, int l, int from, int to, int mode)
+{
+    uint64_t b = nan_source(w, slot, l, from);
+    if (to == FORMAT_F64) return b;
+    if (to == FORMAT_TF32) return mode == RNA ? w->r[slot][l] & ~0x1fffu : 0x7fffe000u;
+    if (from != FORMAT_F64) return to == FORMAT_F32 ? NAN32 : NAN16;
+    if (to == FORMAT_F32) return (b >> 63) << 31 | 0x7f800000u | (b >> 29 & 0x7fffff);
+    return (b >> 63) << 15 | (to == NARROW_F16 ? 0x7c00u | (b >> 42 & 0x3ff) : 0x7f80u | (b >> 45 & 0x7f));
+}
 HANDLER(cvt_float)
 {
     int to = i->imm[0], from = i->imm[1], mode = i->imm[2], flags = i->imm[3];
@@ -138,14 +161,18 @@ HANDLER(cvt_float)
             v = integral(v, mode);
         if (flags & SAT)
             v = v > 0 ? (v < 1 ? v : 1) : 0;
-        if (flags & RELU && v == v && bits64(v) >> 63)
+        if (v != v) {
+            t[l] = nan_result(w, i->s[1], l, from, to, mode);
+            continue;
+        }
+        if (flags & RELU && bits64(v) >> 63)
             v = 0;
         uint32_t r;
         switch (to) {
-        case FORMAT_F64: t[l] = canonical64(v); continue;
+        case FORMAT_F64: t[l] = bits64(v); continue;
         case FORMAT_F32: r = to_f32(v, flags & INTEGRAL ? RN : mode); break;
         case FORMAT_TF32: /* 10 fraction bits in the top of an f32 */
-            r = v != v ? NAN32 : to_f32(v - v == 0 ? copysign(round_to(fabs(v), bits64(v) >> 63, 10, -126, mode), v) : v, RN);
+            r = to_f32(v - v == 0 ? copysign(round_to(fabs(v), bits64(v) >> 63, 10, -126, mode), v) : v, RN);
             if (flags & SATFINITE && (r & 0x7fffffff) == 0x7f800000)
                 r = (r & 0x80000000u) | 0x7f7fe000u;
             break;

@@ -56,7 +56,7 @@ BINARY32(add_f32_any, generic(i, 0, x, y, 0))
 BINARY32(sub_f32_any, generic(i, 1, x, y, 0))
 BINARY32(mul_f32_any, generic(i, 2, x, y, 0))
 TERNARY32(fma_f32_any, generic(i, 3, x, y, z))
-BINARY32(div_f32, generic(i, 4, x, y, 0)) /* .approx and .full: the correctly rounded quotient is within their error */
+BINARY32(div_f32, generic(i, 4, x, y, 0))
 UNARY32(sqrt_f32, generic(i, 5, x, 0, 0))
 UNARY32(rcp_f32, generic(i, 4, 0x3f800000u, x, 0))
 /* rcp.approx(.ftz), the one that kernels use */
@@ -67,9 +67,23 @@ static inline uint32_t reciprocal(uint32_t x, int ftz)
 }
 UNARY32(rcp_approx_f32, reciprocal(x, 0))
 UNARY32(rcp_approx_ftz_f32, reciprocal(x, 1))
+/* div.approx and div.full multiply by the reciprocal, whose subnormal values are zero: for divisors of 2^126 and more
+ * .approx gives 0, and .full scales both operands first. imm[0] & FTZ, imm[1] 1: .full. */
+static inline uint32_t quotient(const Ins *i, uint32_t x, uint32_t y)
+{
+    int ftz = i->imm[0] & FTZ;
+    float a = f32(ftz ? flush(x) : x), b = f32(ftz ? flush(y) : y);
+    if (i->imm[1] && fabsf(b) > 0x1p126f && fabsf(b) < INFINITY)
+        a *= 0.25f, b *= 0.25f;
+    float r = 1.0f / b;
+    uint32_t q = canonical(a * (fabsf(r) < 0x1p-126f ? copysignf(0.0f, r) : r));
+    return ftz ? flush(q) : q;
+}
+BINARY32(div_approx_f32, quotient(i, x, y))
 
-UNARY32(abs_f32, (i->imm[0] & FTZ ? flush(x) : x) & 0x7fffffffu)
-UNARY32(neg_f32, (i->imm[0] & FTZ ? flush(x) : x) ^ 0x80000000u)
+/* a NaN becomes the canonical one here too: measured on an H100, the PTX ISA leaves it open */
+UNARY32(abs_f32, is_nan32(x) ? NAN32 : (i->imm[0] & FTZ ? flush(x) : x) & 0x7fffffffu)
+UNARY32(neg_f32, is_nan32(x) ? NAN32 : (i->imm[0] & FTZ ? flush(x) : x) ^ 0x80000000u)
 BINARY32(copysign_f32, (x & 0x80000000u) | (y & 0x7fffffffu)) /* sign of the first, magnitude of the second */
 
 /* min and max: a number wins over a NaN, -0 is below +0 */
@@ -175,16 +189,24 @@ static __attribute__((noinline)) double rounded64(int operation, double x, doubl
         fesetround(FE_TONEAREST);
     return r;
 }
-#define GENERIC64(operation, X, Y, Z) canonical64(rounded64(operation, X, Y, Z, i->imm[1]))
-BINARY64(add_f64, GENERIC64(0, f64(x), f64(y), 0))
-BINARY64(sub_f64, GENERIC64(1, f64(x), f64(y), 0))
-BINARY64(mul_f64, GENERIC64(2, f64(x), f64(y), 0))
-TERNARY64(fma_f64, GENERIC64(3, f64(x), f64(y), f64(z)))
-BINARY64(div_f64, GENERIC64(4, f64(x), f64(y), 0))
-UNARY64(rcp_f64, GENERIC64(4, 1.0, f64(x), 0))
-UNARY64(sqrt_f64, GENERIC64(5, f64(x), 0, 0))
-UNARY64(abs_f64, x & ~(1ull << 63))
-UNARY64(neg_f64, x ^ 1ull << 63)
+/* A NaN result is the first NaN among the operands, quiet, or the default one (measured on an H100). */
+static inline uint64_t result64(double r, uint64_t x, uint64_t y, uint64_t z)
+{
+    if (r == r) return bits64(r);
+    if (is_nan64(x)) return x | QUIET64;
+    if (is_nan64(y)) return y | QUIET64;
+    return is_nan64(z) ? z | QUIET64 : DEFAULT_NAN64;
+}
+#define GENERIC64(operation, X, Y, Z) result64(rounded64(operation, f64(X), f64(Y), f64(Z), i->imm[1]), X, Y, Z)
+BINARY64(add_f64, GENERIC64(0, x, y, 0))
+BINARY64(sub_f64, GENERIC64(1, x, y, 0))
+BINARY64(mul_f64, GENERIC64(2, x, y, 0))
+TERNARY64(fma_f64, GENERIC64(3, x, y, z))
+BINARY64(div_f64, GENERIC64(4, x, y, 0))
+UNARY64(rcp_f64, GENERIC64(4, bits64(1.0), x, 0))
+UNARY64(sqrt_f64, GENERIC64(5, x, 0, 0))
+UNARY64(abs_f64, is_nan64(x) ? x | QUIET64 : x & ~(1ull << 63))
+UNARY64(neg_f64, is_nan64(x) ? x | QUIET64 : x ^ 1ull << 63)
 static inline uint64_t extreme64(uint64_t x, uint64_t y, int maximum)
 {
     double a = f64(x), b = f64(y);

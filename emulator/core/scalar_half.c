@@ -96,8 +96,18 @@ static inline uint32_t each_extreme(const Ins *i, uint32_t x, uint32_t y, int ma
 }
 BINARY32(max_half, each_extreme(i, x, y, 1))
 BINARY32(min_half, each_extreme(i, x, y, 0))
-UNARY32(abs_half, x & (i->imm[2] == 2 ? 0x7fff7fffu : 0x7fffu))
-UNARY32(neg_half, x ^ (i->imm[2] == 2 ? 0x80008000u : 0x8000u))
+/* a NaN becomes the canonical one (measured on an H100, the PTX ISA leaves it open) */
+static inline uint32_t sign_one(uint32_t h, int negate, int is_bf16)
+{
+    return half_nan(h, is_bf16) ? NAN16 : negate ? h ^ 0x8000u : h & 0x7fffu;
+}
+static inline uint32_t each_sign(const Ins *i, uint32_t x, int negate)
+{
+    uint32_t r = sign_one(x & 0xffff, negate, i->imm[1]);
+    return i->imm[2] == 2 ? r | sign_one(x >> 16, negate, i->imm[1]) << 16 : r;
+}
+UNARY32(abs_half, each_sign(i, x, 0))
+UNARY32(neg_half, each_sign(i, x, 1))
 
 static inline uint32_t each_function(const Ins *i, uint32_t x, double (*f)(double))
 {

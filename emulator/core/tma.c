@@ -119,16 +119,6 @@ static void touch_tile(AsyncOp *op, const Place *place, int flags) {
 
 static void touch_destination(AsyncOp *op, const Place *place) { touch_tile(op, place, ACCESS_WRITE); }
 
-/* Tiles of whole patterns that do not begin on one are permitted, but lie differently from what MMAs and the usual reads
- * expect, unless these know the base offset. */
-static void check_pattern(Warp *w, const Ins *i, uint32_t mask, const Tile *tile, uint32_t address) {
-    const uint32_t pattern = tma_pattern_bytes(&tile->descriptor);
-    if (tile->flags & COPY_ROWS || address % pattern == 0) return;
-    if (tma_shared_bytes(&tile->descriptor, tile->bytes) % pattern) return;
-    finding(w, i, mask, NULL, "misaligned", "the tile's shared address 0x%x is not a multiple of %u, where its swizzle begins",
-            address, pattern);
-}
-
 /* The bit promises that 128 KiB behind the tensor's address can be fetched; a kernel that replaces dimensions or strides
  * of a tensor map has to take the promise back. */
 static void check_fetch_promise(Warp *w, const Ins *i, uint32_t mask, const TmaDescriptor *d) {
@@ -249,7 +239,6 @@ HANDLER(tma_load) {
         Tile *tile = tile_of(op);
         const uint32_t to = R(0)[l] + (uint32_t)i->imm[2], size = tma_shared_bytes(&tile->descriptor, tile->bytes);
         if (!find_range(op, tile, 0)) return abandon(op);
-        check_pattern(w, i, 1u << l, tile, to);
         check_fetch_promise(w, i, 1u << l, &tile->descriptor);
         tile->n_places = copy_destinations(op, to, size, ALIGNMENT, R(2 + n)[l] + (uint32_t)i->imm[4], tile->flags,
                                            tile->flags & COPY_MULTICAST ? R(3 + n)[l] & 0xffff : 0,
@@ -296,7 +285,6 @@ HANDLER(tma_store) {
         const uint32_t from = R(1 + n)[l] + (uint32_t)i->imm[3], size = tma_shared_bytes(&tile->descriptor, tile->bytes);
         tile->reduce = i->imm[4];
         if (!check_store(w, i, 1u << l, tile) || !find_range(op, tile, 1)) return abandon(op);
-        check_pattern(w, i, 1u << l, tile, from);
         tile->n_places = 1;
         tile->places[0].cta = shared_at(w, i, from, size, ALIGNMENT, &tile->places[0].offset);
         if (!tile->places[0].cta) return abandon(op);

@@ -32,7 +32,10 @@ def _arithmetic(low: Lowering, match: re.Match[str]) -> None:
 
 @rule(r"div\.(?:(approx|full)|(rn|rz|rm|rp))(\.ftz)?\.f32")
 def _divide(low: Lowering, match: re.Match[str]) -> None:
-    simple(low, "div_f32", [32] * 3, flag_bits(ftz=match[3]), ROUNDINGS[match[2] or ""], kind="f")
+    if match[1]:
+        simple(low, "div_approx_f32", [32] * 3, flag_bits(ftz=match[3]), match[1] == "full", kind="f")
+        return
+    simple(low, "div_f32", [32] * 3, flag_bits(ftz=match[3]), ROUNDINGS[match[2]], kind="f")
 
 
 @rule(r"(rcp|sqrt)\.(?:(approx)|(rn|rz|rm|rp))(\.ftz)?\.f32")

@@ -143,7 +143,7 @@ def _trap(low: Lowering, match: re.Match[str]) -> None:
 
 
 @rule(
-    r"clusterlaunchcontrol\.try_cancel\.async(?:\.shared::cta)?\.mbarrier::complete_tx::bytes(?:\.multicast::cluster::all)?\.b128"
+    r"clusterlaunchcontrol\.try_cancel\.async(?:\.shared::cta)?\.mbarrier::complete_tx::bytes(\.multicast::cluster::all)?\.b128"
 )
 def _cancel(low: Lowering, match: re.Match[str]) -> None:
     to, barrier = (low.narrow_address(operand) for operand in low.operands(2))
@@ -154,7 +154,7 @@ def _cancel(low: Lowering, match: re.Match[str]) -> None:
             low.emit("add_32", [fresh, slot, low.asm.constant(offset)])
             slot = fresh
         slots.append(slot)
-    low.emit("clc_try_cancel", slots)
+    low.emit("clc_try_cancel", slots, int(bool(match[1])))
 
 
 @rule(r"clusterlaunchcontrol\.query_cancel\.is_canceled\.pred\.b128")

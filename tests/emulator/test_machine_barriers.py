@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsv4.emulator.policy import schedules
-from tests.emulator.copy_kernel import Kernel, aligned, wait
+from tests.emulator.copy_kernel import Kernel, aligned, barrier_init, expect, wait
 
 WORDS = 256
 ALL = schedules(14, seed=1, warps=4)
@@ -104,7 +104,8 @@ def test_loops_with_different_trip_counts_reconverge() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ mbarriers
 
-INIT = """@%lead mbarrier.init.shared.b64 [%smem], {full}; @%lead mbarrier.init.shared.b64 [%smem+8], {empty}; bar.sync 0;"""
+INIT = """@%lead mbarrier.init.shared.b64 [%smem], {full}; @%lead mbarrier.init.shared.b64 [%smem+8], {empty};
+    bar.sync 0;"""
 
 
 def pipeline(
@@ -201,7 +202,8 @@ def test_a_barrier_used_by_a_warp_that_is_not_ordered_after_its_initialisation()
 REMOTE = """mapa.shared::cluster.u32 %r1, %smem, {peer}; shl.b32 %r0, %thread, 2; add.u32 %r1, %r1, %r0;
     add.u32 %r2, %rank, 40; st.shared::cluster.b32 [%r1+512], %r2; {sync}
     add.u32 %r3, %smem, %r0; ld.shared.b32 %r4, [%r3+512];
-    shl.b32 %r5, %rank, 7; add.u32 %r5, %r5, %r0; cvt.u64.u32 %d0, %r5; add.u64 %d0, %d0, %a_out; st.global.b32 [%d0], %r4;"""
+    shl.b32 %r5, %rank, 7; add.u32 %r5, %r5, %r0; cvt.u64.u32 %d0, %r5; add.u64 %d0, %d0, %a_out;
+    st.global.b32 [%d0], %r4;"""
 BOTH = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
 
 
@@ -233,3 +235,23 @@ def test_a_cta_that_has_ended_cannot_be_written() -> None:
     body = """setp.eq.u32 %p0, %rank, 0; @%p0 bra E; mov.u32 %r8, 0; L: add.u32 %r8, %r8, 1; setp.lt.u32 %p1, %r8, 2000;
         @%p1 bra L; mapa.shared::cluster.u32 %r1, %smem, 0; st.shared::cluster.b32 [%r1], %rank; E:"""
     assert "exited_cta" in _kinds(Kernel(body, cluster=2))
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_there_is_never_more_work_to_take_over(everywhere: bool) -> None:
+    suffix = ".multicast::cluster::all" if everywhere else ""
+    body = f"""{barrier_init()} {expect(16)}
+        setp.eq.u32 %p0, %rank, 0; and.pred %p0, %p0, %lead; {"" if everywhere else "mov.pred %p0, %lead;"}
+        @%p0 clusterlaunchcontrol.try_cancel.async.shared::cta.mbarrier::complete_tx::bytes{suffix}.b128
+        [%smem+512], [%smem];
+        {wait("%smem")}
+        ld.shared.v2.b64 {{%d5, %d6}}, [%smem+512]; {{ .reg .b128 q; mov.b128 q, {{%d5, %d6}};
+        clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p1, q; }}
+        selp.b32 %r4, 1, 2, %p1; mad.lo.u32 %r0, %rank, 32, %thread; mul.wide.u32 %d0, %r0, 4; add.u64 %d0, %d0, %a_out;
+        st.global.b32 [%d0], %r4; {BOTH}"""
+    kernel = Kernel(body, arrays=_out(64), cluster=2)
+    for policy in ALL:
+        kernel.arrays["out"][:] = 0
+        result, _ = kernel.run(policy)
+        assert not result.findings, (policy.name, result.findings)
+        assert (kernel.arrays["out"] == 2).all()

@@ -482,7 +482,6 @@ def test_coordinates_and_maps_that_were_never_written_are_found() -> None:
         (load("t", (0, 0), to=TILE + 64), "misaligned", ""),
         (load("t", (0, 0, 0)), "tensor_map", "a 3d copy uses a tensor map of rank 2"),
         (load("t", (0, 0), to=32768 - 512), "out_of_bounds", ""),
-        (load("s", (0, 0), to=TILE + 128), "misaligned", "not a multiple of 1024, where its swizzle begins"),
         (load("t", (0, 0)).replace("%m_t", "%m_z"), "tensor_map", "these bytes are not a tensor map"),
         (load("o", (0, 0)), "out_of_bounds", ""),
         (store("t", (0, -1)), "tensor_map", "coordinate 1 of a store is negative (-1)"),

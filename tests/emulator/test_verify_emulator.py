@@ -27,10 +27,9 @@ COLUMNS = 520  # partial last vectors, rows of three warps
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, emulator_in: Callable[[Path], None]) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("cache")
     root.chmod(0o700)
-    emulator_in(root)
     plans = [plan("rms_norm", arch, dims={"d": COLUMNS}) for arch in ("sm_90a", "sm_100a")]
     for result in build(plans, cache_root=root, jobs=2):
         assert result.error is None, result.error
