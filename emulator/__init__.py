@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsv4.emulator.arguments import as_dtype, inout, output, pointer, reads, workspace
+    from dsv4.emulator.arguments import as_dtype, dynamic, inout, output, pointer, reads, workspace
     from dsv4.emulator.client import Client, Object
     from dsv4.emulator.errors import EmulatorError, FindingsError
     from dsv4.emulator.launcher import run, run_artifact, sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dsv4.emulator.outcome import Finding, Report
 
 _HOMES = {
-    "arguments": ("as_dtype", "inout", "output", "pointer", "reads", "workspace"),
+    "arguments": ("as_dtype", "dynamic", "inout", "output", "pointer", "reads", "workspace"),
     "client": ("Client", "Object"),
     "errors": ("EmulatorError", "FindingsError"),
     "launcher": ("run", "run_artifact", "sequence"),
@@ -36,6 +36,7 @@ __all__ = [
     "Object",
     "Report",
     "as_dtype",
+    "dynamic",
     "from_artifact",
     "from_compiled",
     "from_files",

@@ -38,6 +38,7 @@ class Argument:
     dtype: str = ""
     prior: bool = False
     as_pointer: bool = False
+    dynamic: tuple[tuple[int, ...] | None, tuple[int, ...] | None] | None = None
 
 
 def reads(tensor: torch.Tensor | Argument, **known: Any) -> Argument:
@@ -68,6 +69,13 @@ def as_dtype(tensor: torch.Tensor | Argument, dtype: str) -> Argument:
 def pointer(tensor: torch.Tensor | Argument) -> Argument:
     """Pass the address of the first element (a ``cute.Pointer`` parameter) instead of the tensor."""
     return _marked(tensor, as_pointer=True)
+
+
+def dynamic(
+    tensor: torch.Tensor | Argument, *, shapes: Sequence[int] | None = None, strides: Sequence[int] | None = None
+) -> Argument:
+    """Which dimensions' extents and strides a function with the plain C interface takes, where that is not plain."""
+    return _marked(tensor, dynamic=(shapes and tuple(shapes), strides and tuple(strides)))
 
 
 def _marked(tensor: torch.Tensor | Argument, **known: Any) -> Argument:
@@ -180,6 +188,7 @@ class Packed:
                 "dtype": argument.dtype or placed.argument.dtype,
                 "shape": list(argument.tensor.shape),
                 "strides": list(argument.tensor.stride()),
+                "dynamic": argument.dynamic,
             }
         if value is None or isinstance(value, (bool, int, float, str)):
             return {"scalar": value}

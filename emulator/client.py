@@ -55,6 +55,7 @@ class Object:
     """A compiled kernel: the shared library's bytes, its host function, the PTX. ``shown`` names it in messages.
 
     ``registers`` (a thread's, as the compiler allotted them) holds setmaxnreg to its budget; 0 where it is not known.
+    ``header`` is the generated one of an object with the plain C interface, empty for tvm-ffi.
     """
 
     library: bytes
@@ -62,6 +63,7 @@ class Object:
     texts: tuple[Text, ...]
     shown: str = "the object"
     registers: int = 0
+    header: str = ""
 
     @property
     def key(self) -> str:
@@ -169,6 +171,7 @@ class Client:
                 "path": str(folder / f"{each.key[:16]}.so"),
                 "shown": each.shown,
                 "registers": each.registers,
+                "header": each.header,
                 "texts": [key for key, _ in described],
             }
         return {"texts": texts, "objects": known}

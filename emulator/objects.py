@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from dsv4.emulator.c_interface import parse_header
 from dsv4.emulator.client import Object, Text
 from dsv4.emulator.errors import ObjectRefused
 from dsv4.runtime.artifact import sha256_file
@@ -23,8 +25,8 @@ _made: weakref.WeakKeyDictionary[Any, Object] = weakref.WeakKeyDictionary()
 def from_compiled(compiled: Any) -> Object:
     """The object of what ``cute.compile`` returned. Raises ObjectRefused where it was not compiled with what it takes.
 
-    It has to be compiled with ``--enable-tvm-ffi --keep-ptx --keep-cubin``; with ``--generate-line-info`` findings
-    name source lines.
+    It has to be compiled with ``--keep-ptx --keep-cubin``, and with ``--enable-tvm-ffi`` or for the arch that the
+    compiling process was set to (``CUTE_DSL_ARCH``); with ``--generate-line-info`` findings name source lines.
     """
     texts, cubin = getattr(compiled, "__ptx__", None), getattr(compiled, "__cubin__", None)
     if not hasattr(compiled, "export_to_c"):
@@ -35,26 +37,39 @@ def from_compiled(compiled: Any) -> Object:
         raise ObjectRefused(f"the compiled kernel holds no PTX; valid: one compiled with {_OPTIONS}")
     if (known := _made.get(compiled)) is not None:
         return known
+    header = ""
     with tempfile.TemporaryDirectory(prefix="dsv4-emulator-") as folder:
         made, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         try:
-            compiled.export_to_c(str(made), function_name=_FUNCTION, export_only_tvm_ffi_symbols=True)
+            if "file_path" in inspect.signature(compiled.export_to_c).parameters:  # without tvm-ffi
+                compiled.export_to_c(file_path=folder, file_name="kernel", function_prefix=_FUNCTION)
+                header = made.with_suffix(".h").read_text()
+            else:
+                compiled.export_to_c(str(made), function_name=_FUNCTION, export_only_tvm_ffi_symbols=True)
         except Exception as error:  # whatever the compiler raises for an object without the interface
             reason = " ".join(str(error).split())[:300]
             raise ObjectRefused(
                 f"the compiled kernel cannot be exported ({reason}); compile it with {_OPTIONS}"
             ) from None
         _link(made, linked)
-        found = Object(linked.read_bytes(), _FUNCTION, (Text(texts, cubin or None),), "the compiled kernel")
+        text = Text(texts, cubin or None)
+        found = Object(linked.read_bytes(), _FUNCTION, (text,), "the compiled kernel", header=header)
     _made[compiled] = found
     return found
 
 
-def from_files(library: str | Path, *ptx: str | Path, cubin: str | Path | None = None, function: str = "") -> Object:
+def from_files(
+    library: str | Path,
+    *ptx: str | Path,
+    cubin: str | Path | None = None,
+    function: str = "",
+    header: str | Path | None = None,
+) -> Object:
     """A shared library (or an object file, which is linked) and its PTX files, one for each module that it loads.
 
     ``function`` may be left out where the library has one function only. With ``cubin`` (one PTX file) it is checked
-    that PTX and object are of one compilation; without it they are matched by the kernels' names.
+    that PTX and object are of one compilation; without it they are matched by the kernels' names. An object that was
+    exported with the plain C interface needs its generated ``header``.
     """
     path = Path(library)
     if not ptx:
@@ -69,6 +84,9 @@ def from_files(library: str | Path, *ptx: str | Path, cubin: str | Path | None =
         raw = _read(path)
     image = _read(Path(cubin)) if cubin is not None else None
     texts = tuple(Text(_read(Path(each)).decode(errors="replace"), image) for each in ptx)
+    if header is not None:
+        declared = _read(Path(header)).decode(errors="replace")
+        return Object(raw, function or parse_header(declared).prefix, texts, str(path), header=declared)
     return Object(raw, function or _only_function(raw, path), texts, str(path))
 
 

@@ -23,6 +23,8 @@ ELEMENT_TYPES: tuple[ElementType, ...] = (
     "u8", "u16", "u32", "s32", "u64", "s64", "f16", "f32", "f32.ftz", "f64", "bf16", "b4x16", "b4x16_p64", "b6x16_p32"
 )  # fmt: skip
 ELEMENT_BITS = dict(zip(ELEMENT_TYPES, (8, 16, 32, 32, 64, 64, 16, 32, 32, 64, 16, 4, 4, 6), strict=True))
+FLOATS = ("f16", "bf16", "f32", "f32.ftz", "f64")
+"""Types that out-of-bounds elements can be NaN of."""
 SWIZZLES_BYTES = (0, 32, 64, 128)
 ATOMS_BYTES = {0: 16, 1: 32, 3: 64}
 """What a swizzle keeps together, by the descriptor's number; 2 is 32 bytes with flipped halves, not supported."""
@@ -128,6 +130,8 @@ class TensorMap:
         for i, stride in enumerate(self.strides_bytes):
             if stride % 16 or not 0 <= stride < 1 << 40:
                 raise DescriptorError(f"tensor map: strides_bytes[{i}]: found {stride}; valid: 16·n below 2^40")
+        if self.fill_nan and self.element_type not in FLOATS:
+            raise DescriptorError(f"tensor map: fill_nan: found NaN for {self.element_type}; valid: zero")
         for i, step in enumerate(steps):
             if not 1 <= step <= 8:
                 raise DescriptorError(f"tensor map: element_strides[{i}]: found {step}; valid: 1 to 8")
@@ -146,8 +150,6 @@ def decode(raw: bytes) -> TensorMap:
         raise DescriptorError(f"tensor map: found {len(raw)} bytes; valid: {DESCRIPTOR_BYTES}")
     words = struct.unpack_from("<16I", raw)
     flags = words[2]
-    if not flags >> 1 & 1:
-        raise DescriptorError("tensor map: bit 65 is not set; valid: bytes that a host wrapper encoded")
     rank, kind = (flags >> 4 & 7) + 1, flags >> 7 & 15
     if flags & 1:
         raise DescriptorError("tensor map: found im2col; valid: tiled")
@@ -194,6 +196,9 @@ def from_driver_call(
     if interleave:
         raise DescriptorError(f"tensor map: interleave: found {interleave}; valid: 0 (none)")
     modes = {**{number: (size, 16) for number, size in enumerate(SWIZZLES_BYTES)}, 4: (128, 32), 6: (128, 64)}
+    for name, found, highest in (("l2_promotion", l2_promotion, 3), ("fill", fill, 1)):
+        if not 0 <= found <= highest:
+            raise DescriptorError(f"tensor map: {name}: found {found}; valid: 0 to {highest}")
     if swizzle not in modes:
         raise DescriptorError(f"tensor map: swizzle: found {swizzle}; valid: {', '.join(map(str, modes))}")
     element_type, rounds = _DRIVER_TYPES[data_type]
@@ -209,4 +214,5 @@ def from_driver_call(
         fill_nan=bool(fill),
         round_to_tf32=rounds,
         l2_promotion=l2_promotion,
+        spans_fetch=False,
     )

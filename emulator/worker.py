@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.emulator import library, shim
+from dsv4.emulator.c_interface import CModule, TensorView
 from dsv4.emulator.device import BlockMemory, EmulatedDevice, LaunchRefused, Pass
 from dsv4.emulator.dlpack import DeviceTensor
 from dsv4.emulator.errors import ArgumentRefused, EmulatorError, KernelEndless, ObjectRefused, described
@@ -93,8 +94,10 @@ class Worker:
             return
         path = known["path"]
         try:
-            ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)  # a symbol that nobody has fails here, with its name
-            self._modules[key] = self._ffi.load_module(path)
+            opened = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)  # a symbol that nobody has fails here, by name
+            self._modules[key] = CModule(opened, known["header"]) if known["header"] else self._ffi.load_module(path)
+        except EmulatorError:
+            raise
         except Exception as error:  # OSError of dlopen, or whatever tvm-ffi makes of it
             reason = " ".join(str(error).replace(path, known["shown"]).split())
             raise ObjectRefused(f"{known['shown']}: cannot be opened: {reason}") from None
@@ -106,10 +109,13 @@ class Worker:
             self._shim.present(self._library.arch(call["object"]))
             try:
                 function = module.get_function(call["function"])
+            except EmulatorError:
+                raise
             except Exception:  # tvm-ffi's own error says no more than that
                 raise ObjectRefused(f"the object has no function {call['function']!r}") from None
             owners: list[DeviceTensor] = []
-            values = [self._value(raw, owners) for raw in call["arguments"]]
+            plain = isinstance(module, CModule)
+            values = [self._view(raw) if plain else self._value(raw, owners) for raw in call["arguments"]]
             try:
                 self._shim.call(function, values)
             except LaunchRefused:
@@ -122,6 +128,12 @@ class Worker:
                 raise ArgumentRefused(f"the host code refuses its arguments: {' '.join(str(error).split())}") from None
             finally:
                 values.clear()  # before their owners
+
+    def _view(self, raw: Mapping[str, Any]) -> Any:
+        if "tensor" not in raw:
+            return self._value(raw, [])
+        taken = raw.get("dynamic") or [None, None]
+        return TensorView(self._memory.base + raw["tensor"], raw["shape"], raw["strides"], *taken)
 
     def _value(self, raw: Mapping[str, Any], owners: list[DeviceTensor]) -> Any:
         if "scalar" in raw:

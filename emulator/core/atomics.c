@@ -6,9 +6,11 @@
 
 typedef enum { OP_ADD, OP_MIN, OP_MAX, OP_AND, OP_OR, OP_XOR, OP_EXCH, OP_CAS, OP_INC, OP_DEC } Operation;
 typedef enum { TYPE_BITS, TYPE_SIGNED, TYPE_F32, TYPE_F64, TYPE_F16X2, TYPE_BF16X2, TYPE_F16, TYPE_BF16 } Type;
+/* What the units at global memory do differently: f32 additions flush subnormal numbers, f64 ones leave a NaN as it is. */
+enum { TYPE_F32_FTZ = 8, TYPE_F64_PLAIN_NAN };
 
 static float half_value(uint32_t bits) { return _cvtsh_ss((uint16_t)bits); }
-static uint32_t half_bits(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+static uint32_t half_bits(float value) { return isnan(value) ? 0x7fff : _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
 static float from_bits(uint32_t bits)
 {
     float value;
@@ -34,8 +36,19 @@ static double combine_real(int op, double a, double b)
     if (op == OP_ADD) return a + b;
     if (isnan(a)) return b;
     if (isnan(b)) return a;
-    return (op == OP_MIN) == (a < b) ? a : b;
+    int less = a == b ? signbit(a) && !signbit(b) : a < b;
+    return (op == OP_MIN) == less ? a : b;
 }
+
+static float flushed(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
+
+static uint64_t add_f32(float a, float b, int flush)
+{
+    float sum = flush ? flushed(flushed(a) + flushed(b)) : a + b;
+    return isnan(sum) ? 0x7fffffff : to_bits(sum);
+}
+
+static int is_nan64(uint64_t bits) { return bits << 1 > 0x7ffull << 53; }
 
 static uint32_t combine_half(int op, int bf16, uint32_t a, uint32_t b)
 {
@@ -59,8 +72,13 @@ static uint64_t combine(int op, int type, uint32_t size, uint64_t a, uint64_t b,
     default: break;
     }
     switch (type) {
-    case TYPE_F32: return to_bits(op == OP_ADD ? from_bits((uint32_t)a) + from_bits((uint32_t)b)
-                                               : (float)combine_real(op, from_bits((uint32_t)a), from_bits((uint32_t)b)));
+    case TYPE_F32:
+    case TYPE_F32_FTZ:
+        if (op == OP_ADD) return add_f32(from_bits((uint32_t)a), from_bits((uint32_t)b), type == TYPE_F32_FTZ);
+        return to_bits((float)combine_real(op, from_bits((uint32_t)a), from_bits((uint32_t)b)));
+    case TYPE_F64_PLAIN_NAN:
+        if (is_nan64(a) || is_nan64(b)) return is_nan64(b) ? b : a;
+        /* fall through */
     case TYPE_F64: {
         double x, y;
         memcpy(&x, &a, 8), memcpy(&y, &b, 8);
@@ -122,6 +140,7 @@ static int atomic(Warp *w, const Ins *i, uint32_t mask, int space)
     {
         uint64_t address = (wide ? get64(w, i->s[1], l) : R(1)[l]) + (uint64_t)(int64_t)i->imm[0];
         uint8_t *data, *shadow = NULL;
+        int here = type;
         if (space == 1 || (space == 2 && address < SHARED_END)) {
             uint32_t offset;
             Cta *cta = shared_at(w, i, address & 0xffffffff, size, size, &offset);
@@ -132,6 +151,7 @@ static int atomic(Warp *w, const Ins *i, uint32_t mask, int space)
             Range *range = global_at(w, i, address, size, size, 1);
             if (!range) return EMU_STOP;
             data = (uint8_t *)(uintptr_t)address;
+            here = type == TYPE_F32 ? TYPE_F32_FTZ : type == TYPE_F64 ? TYPE_F64_PLAIN_NAN : type;
             if (range->shadow) shadow = range->shadow + (address - range->low);
             if (range->writer)
                 for (uint32_t b = 0; b < size; b++) range->writer[address - range->low + b] = 1 + (int32_t)(i - w->program->ins);
@@ -142,7 +162,7 @@ static int atomic(Warp *w, const Ins *i, uint32_t mask, int space)
         for (uint32_t b = 0; shadow && b < size; b++) unset |= shadow[b] & SHADOW_BAD;
         if (op == OP_EXCH) unset = value_bad >> l & 1;
         if (unset && op == OP_CAS) return stop(w, i, 1u << l, "undefined_value", "compare and swap on memory that was never written");
-        uint64_t old = exchange(data, op, type, size, operand(w, i->s[2], l, size), operand(w, i->s[3], l, size));
+        uint64_t old = exchange(data, op, here, size, operand(w, i->s[2], l, size), operand(w, i->s[3], l, size));
         uint32_t old_bad = shadow ? shadow[0] & SHADOW_BAD : 0;
         if (shadow) memset(shadow, (int)unset, size);
         if (i->s[0] < 0) continue;

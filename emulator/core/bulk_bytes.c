@@ -156,7 +156,7 @@ void give_shared(AsyncOp *op, Cta *cta, uint32_t offset, uint32_t bytes, const u
 /* ---------------------------------------------------------------------------------------------------- reductions */
 
 static float half_to_float(uint16_t value) { return _cvtsh_ss(value); }
-static uint16_t float_to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+static uint16_t float_to_half(float value) { return isnan(value) ? 0x7fff : _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
 
 static float bf16_to_float(uint16_t value) {
     const uint32_t wide = (uint32_t)value << 16;
@@ -173,12 +173,13 @@ static uint16_t float_to_bf16(float value) {
 }
 
 static double combine_real(int op, double a, double b) {
-    switch (op) {
-    case REDUCE_MIN: return isnan(a) ? b : isnan(b) ? a : a < b ? a : b;
-    case REDUCE_MAX: return isnan(a) ? b : isnan(b) ? a : a > b ? a : b;
-    default: return a + b;
-    }
+    if (op == REDUCE_ADD) return a + b;
+    if (isnan(a) || isnan(b)) return isnan(a) ? b : a;
+    const int less = a == b ? signbit(a) && !signbit(b) : a < b;
+    return (op == REDUCE_MIN) == less ? a : b;
 }
+
+static float flush_float(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
 
 static uint64_t combine_bits(int op, int is_signed, uint32_t element_bytes, uint64_t a, uint64_t b) {
     const int shift = 64 - 8 * (int)element_bytes;
@@ -206,9 +207,9 @@ static uint64_t combine(int op, int type, uint32_t element_bytes, uint64_t a, ui
         const uint32_t xa = (uint32_t)a, xb = (uint32_t)b;
         memcpy(&x, &xa, 4);
         memcpy(&y, &xb, 4);
-        z = op == REDUCE_ADD ? x + y : (float)combine_real(op, x, y);
-        if (type == TMA_F32_FTZ && fabsf(z) < 0x1p-126f) z = copysignf(0.0f, z);
-        uint32_t out;
+        z = type == TMA_F32_FTZ ? flush_float(flush_float(x) + flush_float(y)) : x + y;
+        uint32_t out = 0x7fffffff;
+        if (isnan(z)) return out;
         memcpy(&out, &z, 4);
         return out;
     }
@@ -216,7 +217,8 @@ static uint64_t combine(int op, int type, uint32_t element_bytes, uint64_t a, ui
         double x, y, z;
         memcpy(&x, &a, 8);
         memcpy(&y, &b, 8);
-        z = combine_real(op, x, y);
+        if (isnan(x) || isnan(y)) return isnan(y) ? b : a; /* not made quiet */
+        z = x + y;
         uint64_t out;
         memcpy(&out, &z, 8);
         return out;

@@ -384,7 +384,7 @@ struct Cta {
     int32_t register_pool, live_warps;
 };
 
-/* True when columns are allocated (touch and access only then); reports otherwise. */
+/* Reports columns that are not allocated. False where there is no memory to access at all, which ends the run. */
 int tmem_check(Warp *w, const Ins *i, Cta *cta, uint32_t first_column, uint32_t n_columns);
 /* First column of an allocation, or -1 when none is free (block with WAIT_TMEM). Columns: power of two, 32..512. */
 int tmem_allocate(Warp *w, const Ins *i, Cta *cta, uint32_t columns);

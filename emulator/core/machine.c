@@ -352,7 +352,7 @@ static uint32_t special_value(const Warp *w, int special, uint32_t lane)
     case SPECIAL_CLUSTER_NCTARANK: return (uint32_t)m->n_ctas;
     case SPECIAL_SMEM_BASE: return shared_address(cta, 0);
     case SPECIAL_DYNAMIC_SMEM: return launch->dynamic_smem_bytes;
-    case SPECIAL_TOTAL_SMEM: return cta->smem_bytes;
+    case SPECIAL_TOTAL_SMEM: return (cta->smem_bytes + 127) & ~127u; /* allocated in units of 128 bytes */
     case SPECIAL_PARAM_LO: return (uint32_t)launch->param_address;
     case SPECIAL_PARAM_HI: return (uint32_t)(launch->param_address >> 32);
     case SPECIAL_LOCAL_LO: return (uint32_t)local;

@@ -142,6 +142,7 @@ typedef struct {
     ElementType d_type, a_type, b_type, c_type;
     const int32_t *d, *a, *b, *c;
     uint32_t n_a, n_b, n_c, n_d;
+    uint32_t halves;          /* fp8: the compiler makes two f16 products of it, see mma_sync */
 } Mma;
 
 /* Row (or column) and first K of what lane l holds in register j of A (or B). */
@@ -151,6 +152,12 @@ static uint32_t a_first_k(const Mma *mma, uint32_t j, uint32_t l)
     return ((mma->m == 16 ? j >> 1 : j) * 4 + l % 4) * mma->per_register;
 }
 static uint32_t b_first_k(const Mma *mma, uint32_t j, uint32_t l) { return (4 * j + l % 4) * mma->per_register; }
+
+/* Where an element of K is put in the order in which it is summed: with `halves` bytes 0 and 1 of every register first. */
+static uint32_t place_of_k(const Mma *mma, uint32_t first_k, uint32_t e)
+{
+    return mma->halves ? first_k / 2 + (e & 1) + (e >> 1) * (mma->k / 2) : first_k + e;
+}
 
 static void report_operand(Warp *w, const Ins *i, uint32_t lanes, char operand, const char *coordinates, uint32_t at, uint32_t k)
 {
@@ -170,8 +177,9 @@ static void mma_operands(Warp *w, const Ins *i, const Mma *mma, float *a, float 
             EACH_LANE(bad, lane) *bad_rows |= 1u << a_row(mma, j, lane);
         }
         for (uint32_t l = 0; l < LANES; l++) {
-            float *to = a + a_row(mma, j, l) * mma->k + a_first_k(mma, j, l);
-            for (uint32_t e = 0; e < mma->per_register; e++) to[e] = element_value(mma->a_type, w->r[mma->a[j]][l] >> (bits * e));
+            float *row = a + a_row(mma, j, l) * mma->k;
+            for (uint32_t e = 0; e < mma->per_register; e++)
+                row[place_of_k(mma, a_first_k(mma, j, l), e)] = element_value(mma->a_type, w->r[mma->a[j]][l] >> (bits * e));
         }
     }
     for (uint32_t j = 0; j < mma->n_b; j++) {
@@ -182,9 +190,9 @@ static void mma_operands(Warp *w, const Ins *i, const Mma *mma, float *a, float 
             EACH_LANE(bad, lane) *bad_columns |= 1u << lane / 4;
         }
         for (uint32_t l = 0; l < LANES; l++) {
-            float *to = b + b_first_k(mma, j, l) * STRIDE + l / 4;
             for (uint32_t e = 0; e < mma->per_register; e++)
-                to[e * STRIDE] = element_value(mma->b_type, w->r[mma->b[j]][l] >> (bits * e));
+                b[place_of_k(mma, b_first_k(mma, j, l), e) * STRIDE + l / 4] =
+                    element_value(mma->b_type, w->r[mma->b[j]][l] >> (bits * e));
         }
     }
 }
@@ -224,7 +232,9 @@ static int mma_f64(Warp *w, const Ins *i, const Mma *mma)
             uint64_t bits = get64(w, mma->c[j], l);
             double sum;
             memcpy(&sum, &bits, 8);
-            for (uint32_t k = 0; k < mma->k; k++) sum = fma(a[l / 4 + 8 * (j >> 1)][k], b[k][2 * (l % 4) + (j & 1)], sum);
+            for (uint32_t k = 0; k < mma->k && !isnan(sum); k++) /* the first NaN stays */
+                sum = fma(a[l / 4 + 8 * (j >> 1)][k], b[k][2 * (l % 4) + (j & 1)], sum);
+            if (isnan(sum)) sum += 0.0; /* a NaN of C becomes quiet */
             memcpy(&result[j][l], &sum, 8);
         }
     }
@@ -249,6 +259,25 @@ static uint32_t accumulator_bits(const Warp *w, const int32_t *slots, ElementTyp
     return w->r[slots[2 * half + odd]][l];
 }
 
+static int is_fp8(ElementType t) { return t == ELEMENT_E4M3 || t == ELEMENT_E5M2; }
+
+/* fp8: there is no such unit on sm_90 and sm_100. The compiler widens to f16 and multiplies twice, bytes 0 and 1 of every
+ * register without an accumulator, then bytes 2 and 3 on top of it, and adds C with an ordinary addition (seen in the
+ * machine code, confirmed bit by bit on an H100). */
+static void sum_fp8(const Mma *mma, const float *a, const float *b, float *d)
+{
+    float c[MAX_M * STRIDE];
+    memcpy(c, d, sizeof c);
+    memset(d, 0, sizeof c);
+    SumModel model = sum_model(UNIT_MMA_SYNC, ELEMENT_F16, ELEMENT_F16, mma->k / 2);
+    matrix_sum(model, ELEMENT_F16, ELEMENT_F16, mma->m, 8, mma->k, a, mma->k, b, STRIDE, d, STRIDE, mma->d_type == ELEMENT_F16);
+    for (uint32_t at = 0; at < MAX_M * STRIDE; at++) {
+        const uint32_t nan_bits = 0x7fffffff;
+        d[at] += c[at];
+        if (isnan(d[at])) memcpy(d + at, &nan_bits, 4);
+    }
+}
+
 /* slots D…, A…, B…, C…; imm m, n, k, types of D, A, B, C, satfinite */
 HANDLER(mma_sync)
 {
@@ -262,6 +291,7 @@ HANDLER(mma_sync)
         return stop(w, i, 0, "emulator_limit", "mma.sync.m%dn%dk%d with %s and %s is not supported", i->imm[0], i->imm[1],
                     i->imm[2], element_name(mma.a_type), element_name(mma.b_type));
     mma.per_register = wide ? 1 : 32 / element_bits_of(mma.a_type);
+    mma.halves = is_fp8(mma.a_type) && is_fp8(mma.b_type);
     mma.n_a = mma.m * mma.k / (32 * mma.per_register);
     mma.n_b = 8 * mma.k / (32 * mma.per_register);
     mma.n_d = mma.m * 8 / (mma.d_type == ELEMENT_F16 ? 64 : 32);
@@ -293,6 +323,8 @@ HANDLER(mma_sync)
     }
     if (integer) {
         matrix_sum_integer(mma.m, 8, mma.k, a, mma.k, b, STRIDE, d_integer, STRIDE, i->imm[7]);
+    } else if (mma.halves) {
+        sum_fp8(&mma, a, b, d);
     } else {
         SumModel model = sum_model(UNIT_MMA_SYNC, mma.a_type, mma.b_type, mma.k);
         matrix_sum(model, mma.a_type, mma.b_type, mma.m, 8, mma.k, a, mma.k, b, STRIDE, d, STRIDE, mma.d_type == ELEMENT_F16);

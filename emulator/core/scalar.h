@@ -13,7 +13,7 @@
 #define NAN32 0x7fffffffu
 #define NAN64 0x7fffffffffffffffull
 #define QUIET64 (1ull << 51)
-#define DEFAULT_NAN64 (0xfffull << 51)
+#define DEFAULT_NAN64 (0x1fffull << 51)
 #define NAN16 0x7fffu
 #define LOOP for (int l = 0; l < LANES; l++)
 

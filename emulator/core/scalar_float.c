@@ -75,6 +75,8 @@ static inline uint32_t quotient(const Ins *i, uint32_t x, uint32_t y)
     float a = f32(ftz ? flush(x) : x), b = f32(ftz ? flush(y) : y);
     if (i->imm[1] && fabsf(b) > 0x1p126f && fabsf(b) < INFINITY)
         a *= 0.25f, b *= 0.25f;
+    if (fabsf(b) < 0x1p-126f)
+        return canonical(a / b);
     float r = 1.0f / b;
     uint32_t q = canonical(a * (fabsf(r) < 0x1p-126f ? copysignf(0.0f, r) : r));
     return ftz ? flush(q) : q;

@@ -156,6 +156,14 @@ static AsyncOp *new_tile(Warp *w, const Ins *i, uint32_t lane, Engine engine, in
     tile->flags = flags;
     tile->bytes = bytes;
     for (int c = 0; c < n_coordinates; c++) tile->coordinates[c] = (int32_t)R(first_coordinate + c)[lane];
+    const int64_t first_bits = tile->coordinates[0] * 8ll * descriptor.group_global_bytes / descriptor.group_elements;
+    if (first_bits % 128) {
+        stop(w, i, mask, "tensor_map",
+             "the first coordinate, %d, is %g bytes into a row, no multiple of 16: an illegal instruction to the hardware",
+             tile->coordinates[0], (double)first_bits / 8);
+        abandon(op);
+        return NULL;
+    }
     if (descriptor.group_shared_bytes != descriptor.group_global_bytes && tile->coordinates[0] % 128)
         finding(w, i, mask, NULL, "tensor_map", "the first coordinate, %d, of a padded type is no multiple of 128",
                 tile->coordinates[0]);

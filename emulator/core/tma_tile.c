@@ -25,9 +25,9 @@ static uint32_t bits(uint32_t value, int low, int count) { return value >> low &
 const char *tma_decode(const uint8_t *bytes, TmaDescriptor *out) {
     const uint32_t flags = word(bytes, 2), high = word(bytes, 7), steps = word(bytes, 13), boxes = word(bytes, 14);
     memset(out, 0, sizeof *out);
-    if (!bits(flags, 1, 1)) return "these bytes are not a tensor map (bit 65 is not set)";
     if (bits(flags, 0, 1)) return "im2col tensor maps are not supported";
     out->address = word(bytes, 0) | (uint64_t)word(bytes, 1) << 32;
+    if (!out->address) return "these bytes are not a tensor map (its address is 0)";
     out->rank = bits(flags, 4, 3) + 1;
     out->type = bits(flags, 7, 4);
     out->swizzle = bits(flags, 13, 2);
@@ -183,9 +183,7 @@ uint32_t tma_shared_address(const TmaDescriptor *d, uint32_t tile, uint32_t at, 
 void tma_fill(const TmaDescriptor *d, uint8_t *to, uint32_t length) {
     const bool floating = d->type == TMA_F16 || d->type == TMA_F32 || d->type == TMA_F32_FTZ || d->type == TMA_F64 ||
                           d->type == TMA_BF16;
-    memset(to, d->fill_nan && floating ? 0xff : 0, length);
-    if (!d->fill_nan || !floating) return;
-    for (uint32_t i = d->group_global_bytes - 1; i < length; i += d->group_global_bytes) to[i] = 0x7f;
+    for (uint32_t i = 0; i < length; i++) to[i] = !d->fill_nan || !floating ? 0 : i & 1 ? 0x7f : 0xf7; /* 0x7ff7 on an H100 */
 }
 
 void tma_round_to_tf32(uint8_t *values, uint32_t length) {

@@ -14,19 +14,20 @@ static TmemState *state_of(Cta *cta)
     return cta->tmem_state;
 }
 
+static void forget(Cta *cta, uint32_t first, uint32_t columns) /* contents: unset, and a NaN for whoever looks */
+{
+    memset(cta->tmem[first], 0xff, columns * sizeof *cta->tmem);
+    memset(cta->tmem_bad[first], 0xff, columns * sizeof *cta->tmem_bad);
+}
+
 static void make_memory(Cta *cta)
 {
     if (cta->tmem) return;
     Machine *m = cta->machine;
     cta->tmem = arena_new(m, TMEM_COLUMNS * sizeof *cta->tmem);
     cta->tmem_bad = arena_new(m, TMEM_COLUMNS * sizeof *cta->tmem_bad);
+    forget(cta, 0, TMEM_COLUMNS);
     if (m->policy.races) cta->tmem_granules = arena_new(m, TMEM_COLUMNS * 4 * sizeof(Granule));
-}
-
-static void forget(Cta *cta, uint32_t first, uint32_t columns) /* contents: unset, and a NaN for whoever looks */
-{
-    memset(cta->tmem[first], 0xff, columns * sizeof *cta->tmem);
-    memset(cta->tmem_bad[first], 0xff, columns * sizeof *cta->tmem_bad);
 }
 
 Cta *tcgen05_peer(Warp *w, const Ins *i)
@@ -64,17 +65,16 @@ void tcgen05_single(Warp *w, const Ins *i, uint32_t mask, const char *what)
 
 int tmem_check(Warp *w, const Ins *i, Cta *cta, uint32_t first, uint32_t n)
 {
-    if (first + n > TMEM_COLUMNS) {
-        finding(w, i, 0, NULL, "tmem_access", "columns %u to %u: tensor memory has %d", first, first + n - 1, TMEM_COLUMNS);
-        return 0;
+    if (first + n > TMEM_COLUMNS)
+        return stop(w, i, 0, "tmem_access", "columns %u to %u: tensor memory has %d", first, first + n - 1, TMEM_COLUMNS), 0;
+    for (uint32_t c = first; c < first + n; c++) {
+        if (cta->tmem_owner[c]) continue;
+        finding(w, i, 0, NULL, "tmem_access", "columns %u to %u of tensor memory: column %u is not allocated in CTA %d", first,
+                first + n - 1, c, cta->rank);
+        if (!cta->tmem) w->machine->stopped = 1;
+        break;
     }
-    for (uint32_t c = first; c < first + n; c++)
-        if (!cta->tmem_owner[c]) {
-            finding(w, i, 0, NULL, "tmem_access", "columns %u to %u of tensor memory: column %u is not allocated in CTA %d",
-                    first, first + n - 1, c, cta->rank);
-            return 0;
-        }
-    return 1;
+    return cta->tmem != NULL;
 }
 
 /* -------------------------------------------------------------------------------------------------- allocations */

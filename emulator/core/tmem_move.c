@@ -1,7 +1,8 @@
 /* tcgen05.ld and tcgen05.st: between registers and the lanes of tensor memory that a warp may reach.
  *
  * Both are asynchronous. A load is known to be complete at wait::ld or at the first use of one of its registers (that is
- * what kernels rely on, and what the ISA grants for the registers); a store is known to be complete at wait::st. */
+ * what kernels rely on, and what the ISA grants for the registers); a store is known to be complete at wait::st. A store
+ * over what an earlier load of the same warp reads comes after it: known-right kernels swap registers and columns so. */
 #include "tmem.h"
 
 enum { SHAPE_32X32B, SHAPE_16X64B, SHAPE_16X128B, SHAPE_16X256B, SHAPE_16X32BX2 };
@@ -157,11 +158,32 @@ static void store_write(AsyncOp *op)
     }
 }
 
+/* Some load of the warp that is not known to be complete reads these columns. */
+static int loads_overlap(const Warp *w, const Move *move, uint32_t first, uint32_t columns)
+{
+    const Cta *cta = w->cta;
+    uint32_t agent = w->agents[CLASS_TMEM_LOAD];
+    if (!agent || !cta->tmem_granules) return agent != 0;
+    uint32_t lanes = shapes[move->shape].lanes == 32 ? FULL : 0xffffu << move->lane % 32;
+    for (uint32_t c = first; c < first + columns; c++) {
+        const Granule *granule = &cta->tmem_granules[c * 4 + move->lane / 32];
+        for (int k = 0; k < granule->n; k++) {
+            const Record *r = &granule->records[k];
+            if (r->agent == agent && (r->mask & lanes) && w->known[agent] < r->clock) return 1;
+        }
+    }
+    return 0;
+}
+
 HANDLER(tcgen05_st)
 {
     Move move;
     int status = prepare(w, i, mask, 0, &move);
     if (status >= 0) return status;
+    uint32_t columns = (uint32_t)i->imm[1] * shapes[move.shape].columns << move.packed;
+    if (loads_overlap(w, &move, move.column, columns) ||
+        (move.shape == SHAPE_16X32BX2 && loads_overlap(w, &move, move.column + move.split, columns)))
+        async_finish_class(w, CLASS_TMEM_LOAD);
     AsyncOp *op = async_new(w, i, mask, ENGINE_TMEM_STORE, CLASS_TMEM_STORE, sizeof(Store) + move.n * LANES * sizeof(uint32_t));
     Store *store = (Store *)op->payload;
     store->move = move;

@@ -78,6 +78,20 @@ def _store(low: Lowering, match: re.Match[str]) -> None:
 
 
 @rule(
+    r"st\.async(?:\.weak)?(?:\.shared::cluster)?\.mbarrier::complete_tx::bytes"
+    r"(?:\.v(?P<n>2|4))?\.(?P<type>[bsu](?:32|64)|f32|f64)"
+)
+def _store_async(low: Lowering, match: re.Match[str]) -> None:
+    operands = low.operands(3)
+    count, bits = int(match["n"] or 1), int(match["type"][1:])
+    to, to_offset = low.narrow_address(operands[0])
+    barrier, barrier_offset = low.narrow_address(operands[2])
+    kind = "f" if match["type"][0] == "f" else "b"
+    sources = [low.src(e, bits, kind) for e in low.elements(operands[1], count)]
+    low.emit("st_async", [to, *sources, barrier], to_offset, bits // 8, count, barrier_offset)
+
+
+@rule(
     rf"(?P<name>atom|red)(?:\.(?P<sem>relaxed|acquire|release|acq_rel))?{_SCOPE}?{_SPACE}{_SCOPE}?"
     rf"\.(?P<op>{'|'.join(OPERATIONS)})(?:\.noftz)?(?P<hint>\.L2::cache_hint)?(?:\.v(?P<n>2|4|8))?"
     r"\.(?P<type>[bsu](?:16|32|64)|f32|f64|f16x2|bf16x2|f16|bf16)"

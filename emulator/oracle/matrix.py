@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from dsv4.emulator.oracle.floats import add
 from dsv4.emulator.oracle.formats import FORMATS, NAN, Value, decode, encode, is_nan
 
 LANES = np.arange(32)
@@ -152,7 +153,7 @@ class Model:
 
 
 def model(unit: str, a: str, b: str) -> Model:
-    """The model of "mma_sync" or "wgmma" on Hopper."""
+    """The model of "mma_sync" (other than fp8) or "wgmma" on Hopper."""
     is_fp8 = a in ("e4m3", "e5m2") and b in ("e4m3", "e5m2")
     return Model(13, 13) if unit == "wgmma" and is_fp8 else Model(25, 23)
 
@@ -223,6 +224,32 @@ def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray, types: tuple[str, str,
     for m, n in itertools.product(*map(range, c.shape)):
         out[m, n] = sum_of_products(a[m].tolist(), b[:, n].tolist(), int(c[m, n]), types, rule)
     return out
+
+
+def mma_sync(a: np.ndarray, b: np.ndarray, c: np.ndarray, types: tuple[str, str, str, str]) -> np.ndarray:
+    """D = A·B + C of mma.sync on Hopper and on sm_100; arguments as of :func:`multiply`.
+
+    fp8 is widened to f16 and multiplied twice, elements 0 and 1 of every four along K, then 2 and 3 on top; C is added
+    to that with an ordinary addition.
+    """
+    a_type, b_type, c_type, d_type = types
+    if a_type not in ("e4m3", "e5m2"):
+        return multiply(a, b, c, types, model("mma_sync", a_type, b_type))
+    wide_a, wide_b = (
+        np.array([encode(decode(code, name), "f16") for code in codes.ravel().tolist()], np.uint32).reshape(codes.shape)
+        for codes, name in ((a, a_type), (b, b_type))
+    )
+    total = np.zeros(c.shape, np.uint32)
+    late = np.arange(a.shape[1]) % 4 >= 2
+    for half in (~late, late):
+        total = multiply(
+            wide_a[:, half], wide_b[half], total, ("f16", "f16", d_type, d_type), model("mma_sync", "f16", "f16")
+        )
+    sums = [
+        encode(add(decode(x, d_type), decode(y, c_type)), d_type)
+        for x, y in zip(total.ravel().tolist(), c.ravel().tolist(), strict=True)
+    ]
+    return np.array(sums, np.uint32).reshape(c.shape)
 
 
 def integers_of(codes: np.ndarray, name: str) -> np.ndarray:

@@ -197,7 +197,7 @@ def test_mma_of_floats(shape: str, d: str, a: str, b: str, c: str) -> None:
     left, right = random_codes(rng, a, (m, k), 6), random_codes(rng, b, (k, 8), 6)
     accumulator = random_codes(rng, c, (m, 8), 3)
     found = run_mma(shape, (d, a, b, c), left, right, accumulator)
-    expected = matrix.multiply(left, right, accumulator, (a, b, c, d), matrix.model("mma_sync", a, b))
+    expected = matrix.mma_sync(left, right, accumulator, (a, b, c, d))
     assert np.array_equal(found, expected)
 
 

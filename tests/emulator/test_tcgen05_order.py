@@ -68,6 +68,18 @@ def test_a_load_after_a_store_of_the_same_warp_needs_wait_st() -> None:
     assert everywhere(kernel_of(case, STORE + "tcgen05.wait::st.sync.aligned;\n" + LOAD + USE)) == set()
 
 
+def test_registers_and_columns_may_be_exchanged() -> None:
+    """A store over what the same warp has just loaded comes after it, without a wait; the old words are loaded."""
+    swap = LOAD + STORE + "tcgen05.wait::st.sync.aligned;\n"
+    swap += "mul.wide.u32 %d2, %thread, 4; add.u64 %d2, %d2, %a_out; st.global.b32 [%d2], %r8;\n"
+    before = np.random.default_rng(0).integers(0, 1 << 32, (1, LANES, 32), dtype=np.uint32)
+    for policy in POLICIES:
+        outcome = Kernel(swap, before=before, arrays={"out": np.zeros(LANES, np.uint32)}).run(policy)
+        assert outcome.kinds == []
+        np.testing.assert_array_equal(outcome.arrays["out"], before[0, :, 0])
+        np.testing.assert_array_equal(outcome.tmem[0, :, 0], np.arange(LANES))
+
+
 @pytest.mark.parametrize(
     ("between", "expected"),
     [("", {"race"}), (USE, set()), ("tcgen05.wait::ld.sync.aligned;\n", set())],
@@ -285,9 +297,10 @@ def test_d_in_columns_that_nobody_has() -> None:
     """The MMA is wider than the allocation."""
     case = Case("f16", "f16", "f16", n=32)
     kernel = kernel_of(case, case.statement(d_column=16) + commit())
-    ((kind, message),) = find(kernel)
+    (kind, message), *rest = find(kernel)
     assert kind == "tmem_access"
     assert "column 32 is not allocated" in message
+    assert {kind for kind, _ in rest} == {"undefined_value"}  # it goes on, and accumulates onto nothing
 
 
 # -------------------------------------------------------------------------------------------------------- commits

@@ -57,9 +57,11 @@ def box_bytes(tensor_map: TensorMap) -> int:
 
 
 def placed(tile: Tile, memory: np.ndarray) -> Tile:
-    """The same tile with the tensor in `memory` and its box at shared byte TILE."""
+    """The same tile with the tensor in `memory`, its box at shared byte TILE and at a whole multiple of 16 bytes."""
     tensor_map = replace(tile.map, address=memory.ctypes.data, spans_fetch=False)
-    return Tile(tensor_map, memory, tile.coordinates, SHARED_BASE + TILE)
+    quantum = max(16 // ELEMENT_BYTES[tile.map.element_type], 1)
+    first, *rest = tile.coordinates
+    return Tile(tensor_map, memory, (first // quantum * quantum, *rest), SHARED_BASE + TILE)
 
 
 # ------------------------------------------------------------------------------------------------------ loads, stores
@@ -480,6 +482,9 @@ def test_coordinates_and_maps_that_were_never_written_are_found() -> None:
     ("body", "kind", "said"),
     [
         (load("t", (0, 0), to=TILE + 64), "misaligned", ""),
+        (load("t", (4, 0)), "tensor_map", "the first coordinate, 4, is 8 bytes into a row, no multiple of 16"),
+        (load("t", (-9, 0)), "tensor_map", "the first coordinate, -9, is -18 bytes into a row"),
+        (FENCE + store("t", (1, 0)), "tensor_map", "an illegal instruction to the hardware"),
         (load("t", (0, 0, 0)), "tensor_map", "a 3d copy uses a tensor map of rank 2"),
         (load("t", (0, 0), to=32768 - 512), "out_of_bounds", ""),
         (load("t", (0, 0)).replace("%m_t", "%m_z"), "tensor_map", "these bytes are not a tensor map"),

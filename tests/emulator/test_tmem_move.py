@@ -103,6 +103,18 @@ def test_a_store_puts_words_where_a_load_takes_them(shape: str, repetitions: int
     np.testing.assert_array_equal(outcome.tmem[0], expected)
 
 
+def test_addresses_may_name_the_lane_of_each_thread() -> None:
+    """The first lane's address counts: known-right kernels put their own lane into the address."""
+    body = """{ .reg .b32 own, n; .reg .b64 row; and.b32 own, %thread, 31; shl.b32 own, own, 16; add.u32 own, own, %own;
+        tcgen05.ld.sync.aligned.32x32b.x1.b32 {n}, [own+3];
+        mul.wide.u32 row, %thread, 4; add.u64 row, row, %a_out; st.global.b32 [row], n; }
+    """
+    kernel = Kernel(body, before=pattern(32), dump=False, arrays={"out": np.zeros(LANES, np.uint32)})
+    outcome = kernel.run()
+    assert outcome.kinds == []
+    np.testing.assert_array_equal(outcome.arrays["out"], pattern(32)[0, :, 3])
+
+
 def test_unset_words_make_poisoned_registers() -> None:
     """What was never written is loaded as poison, word by word; a store of poison stores poison."""
     body = """{ .reg .b32 v<4>, unset; .reg .pred P;
