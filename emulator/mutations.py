@@ -1,9 +1,9 @@
 """Planted mistakes: small changes of a kernel's PTX, each of which a person could have made in its source.
 
 Every wait, fence, arrival, barrier and group of the kernel is left out in turn, and every parity, arrival count,
-participant count, barrier number, byte count, group count, barrier address, stage index and register count is changed
-by one step. A kernel that is still right after such a change does not need what was changed; an emulator that is silent
-about one that is wrong has a gap. Nothing is run here: see ``dsv4.generator.verify.mutation_run``.
+participant count, barrier number, byte count, group count, barrier address, stage index, register count and shuffle is
+changed by one step. A kernel that is still right after such a change does not need what was changed; an emulator that
+is silent about one that is wrong has a gap. Nothing is run here: see ``dsv4.generator.verify.mutation_run``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FAMILIES = {
     "barrier-address": "the mbarrier before or behind is used",
     "stage": "the stage index in an address is that of the neighbouring stage",
     "registers": "setmaxnreg asks for 8 registers more or fewer",
+    "shuffle": "a shuffle reaches half as far",
 }
 ROW_BYTES = 128
 """A row of a box that is swizzled over 128 bytes."""
@@ -93,10 +94,12 @@ class _Statement:
         return self.instruction.opcode
 
     def with_operand(self, index: int, text: str) -> str:
+        """The statement with another operand, on as many lines."""
         operands = [*self.operands]
         operands[index] = text
         head = self.text[: self.text.index(self.opcode) + len(self.opcode)]
-        return f"{head} {', '.join(operands)}"
+        lines = "\n" * (self.text.count("\n") - head.count("\n"))
+        return f"{head} {', '.join(operands)}{lines}"
 
 
 _Change = tuple[str, str, str]
@@ -186,8 +189,8 @@ def _drops(statement: _Statement) -> Iterator[tuple[str, _Change]]:
 
 
 def _nothing(statement: _Statement) -> str:
-    """The statement as a comment; what stood on several lines still does."""
-    return "/* " + statement.text.replace("*/", "") + " */"
+    """No statement, on as many lines."""
+    return "\n" * statement.text.count("\n")
 
 
 def _waits(statement: _Statement) -> Iterator[tuple[str, _Change]]:
@@ -210,6 +213,11 @@ def _counts(statement: _Statement) -> Iterator[tuple[str, _Change]]:
         yield from _steps(statement, "barrier-id", 0, (1,), "number")
     elif re.fullmatch(r"mbarrier\.(?:arrive\.)?expect_tx\b.*", opcode):
         yield from _steps(statement, "bytes", len(operands) - 1, (16, -16, ROW_BYTES, -ROW_BYTES), "bytes")
+    elif re.fullmatch(r"shfl\.sync\.(?:bfly|up|down)\b.*", opcode):
+        offset = operands[2]
+        if isinstance(offset, Immediate):
+            half = offset.value // 2
+            yield "shuffle", ("", f"offset {half} for {offset.value}", statement.with_operand(2, str(half)))
     elif re.fullmatch(r"setmaxnreg\b.*", opcode):
         yield from _steps(statement, "registers", 0, (8, -8), "registers")
 

@@ -167,20 +167,20 @@ def make_entry(
     *,
     reference: Entry,
     empty: Entry,
-    adapt: Callable[[Entry], Entry],
+    adapt: Callable[[Entry], Entry] | None,
     check: Callable[..., None],
     check_values: Callable[..., None],
 ) -> Entry:
     """Decide what serves ``request``, remember it under ``key`` and return it.
 
-    ``reference`` and ``empty`` compute with PyTorch, ``adapt`` gives a kernel's host function the operator's arguments,
-    ``check`` holds them to the contract (in front of everything but a kernel, which does so itself) and
-    ``check_values`` to their domains. Raises ``KernelMissing`` as the caller chose.
+    ``reference`` and ``empty`` compute with PyTorch, ``adapt`` gives a kernel's host function the operator's arguments
+    (``None``: the operator has no kernel yet), ``check`` holds them to the contract (in front of everything but a
+    kernel, which does so itself) and ``check_values`` to their domains. Raises ``KernelMissing`` as the caller chose.
     """
     with _state.lock:
-        kernel = None if request.empty else serve(request)
+        kernel = None if request.empty else serve(request) if adapt else without_kernel(request)
         implementation = EMPTY if request.empty else kernel.artifact.manifest.name if kernel else REFERENCE
-        entry = adapt(kernel.function) if kernel else _checked(empty if request.empty else reference, check)
+        entry = adapt(kernel.function) if kernel and adapt else _checked(empty if request.empty else reference, check)
         if current_settings().debug:
             entry = _checked(_checked(entry, check_values), check)
         if _state.watchers:
@@ -202,18 +202,18 @@ def make_entry(
 
 
 def _checked(entry: Entry, check: Callable[..., None]) -> Entry:
-    def checked(*arguments: Any) -> None:
-        check(*arguments)
-        entry(*arguments)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        check(*arguments, **options)
+        return entry(*arguments, **options)
 
     return checked
 
 
 def _recorded(entry: Entry, call: Call) -> Entry:
-    def recorded(*arguments: Any) -> None:
+    def recorded(*arguments: Any, **options: Any) -> Any:
         for calls in _state.watchers:
             calls.append(call)
-        entry(*arguments)
+        return entry(*arguments, **options)
 
     return recorded
 
@@ -243,6 +243,16 @@ def serve(request: Request) -> Loaded | None:
         raise KernelMissing(f"{reason}; valid: build one with dsv4-gen build, or choose missing='reference'")
     static = {**request.dims, **request.variant}
     say_once(f"{request.op} on {request.device} ({arch}), {static}: no kernel in {cache.root}; PyTorch serves instead")
+    return None
+
+
+def without_kernel(request: Request) -> Loaded | None:
+    """``None``: PyTorch serves an operator that has no kernel yet, which is said once, or raised, as the caller chose."""
+    if request.device.type != "cuda":
+        return None
+    if current_settings().missing == "raise":
+        raise KernelMissing(f"{request.op} on {request.device}: it has no kernel yet; valid: missing='reference'")
+    say_once("PyTorch serves the operators that have no kernel yet; dsv4.trace_dispatch() lists them")
     return None
 
 

@@ -33,6 +33,10 @@ class CacheRefused(Dsv4Error):
     """The kernel cache's folder cannot be trusted, or a file in it cannot be read."""
 
 
+class CacheFull(Dsv4Error):
+    """The KV cache has no room for what was asked; every sequence in it is as it was before."""
+
+
 class ArtifactRefused(Dsv4Error):
     """A compiled kernel does not match its manifest, this machine or its owner, and was not loaded."""
 

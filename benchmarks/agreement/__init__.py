@@ -2,6 +2,7 @@
 
     python -m benchmarks.agreement collect --out DIR [--cache DIR] [--expect FILE]   on the GPU machine
     python -m benchmarks.agreement compare DIR [--write FILE]                        here: runs the emulator
+    python -m benchmarks.agreement answers DIR tests/emulator/data                   here: what tests hold to
     python -m benchmarks.agreement assemble                                          here: ptxas reads every probe
 
 *Artifacts* are our compiled sm_90a kernels on their verification cases. *Probes* are small PTX kernels, each for a few

@@ -24,6 +24,9 @@ def main() -> int:
     comparing.add_argument("--write", type=Path, help="the result file")
     expecting = commands.add_parser("expect", help="hashes of the artifacts' inputs on this machine, as JSON")
     expecting.add_argument("--cache", type=Path, required=True)
+    answering = commands.add_parser("answers", help="the GPU's answers in small, for the tests")
+    answering.add_argument("folder", type=Path)
+    answering.add_argument("target", type=Path, help="a folder, tests/emulator/data")
     assembling = commands.add_parser("assemble", help="does ptxas take every probe?")
     assembling.add_argument("--only", default="")
     options = parser.parse_args()
@@ -39,6 +42,10 @@ def main() -> int:
         if options.write:
             options.write.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         print(table(result))
+    elif options.command == "answers":
+        from benchmarks.agreement.answers import write
+
+        write(options.folder, options.target)
     elif options.command == "expect":
         from benchmarks.agreement import artifacts as ours
 

@@ -24,16 +24,18 @@ from benchmarks.agreement.driver import Driver
 from benchmarks.agreement.families import all_probes
 from benchmarks.harness.machine import describe_device, versions
 
-SILENCE_SECONDS = 20.0
+SILENCE_SECONDS = 12.0
 START_SECONDS = 120.0
 VOLUME_BYTES = 15_000_000
 META = "meta.json"
+WORKER = [sys.executable, "-m", "benchmarks.agreement.worker"]
 
 
 class _Worker:
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.agreement.worker", str(folder)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*WORKER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         if self.answer(START_SECONDS) is None:
@@ -119,7 +121,7 @@ def run_artifacts(cache: Path, store: Volumes, expected: dict[str, str]) -> list
     for artifact in ours.artifacts(cache):
         for number, (case, outputs, findings) in enumerate(ours.on_gpu(artifact)):
             key = f"{ours.label(artifact)}/{number}"
-            entry = {
+            entry: dict[str, Any] = {
                 "key": key, "case": case.name, "input": ours.input_hash(case), "findings": findings,
                 "kernel": artifact.manifest.key, "outputs": sorted(outputs),
             }  # fmt: skip
@@ -138,7 +140,8 @@ class Volumes:
     """Arrays in numbered files of bounded size, each compressed."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._arrays, self._bytes, self._number = folder, {}, 0, 0  # type: ignore[var-annotated]
+        self._folder, self._bytes, self._number = folder, 0, 0
+        self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
         if self._bytes + array.nbytes > VOLUME_BYTES:
@@ -149,10 +152,8 @@ class Volumes:
     def flush(self) -> None:
         if self._arrays:
             names = sorted(self._arrays)
-            packed = {f"a{n}": self._arrays[name] for n, name in enumerate(names)}
-            np.savez_compressed(
-                self._folder / f"arrays-{self._number}.npz", names=np.array(names), **packed
-            )  # type: ignore[arg-type]
+            packed: dict[str, Any] = {f"a{n}": self._arrays[name] for n, name in enumerate(names)}
+            np.savez_compressed(self._folder / f"arrays-{self._number}.npz", names=np.array(names), **packed)
         self._arrays, self._bytes, self._number = {}, 0, self._number + 1
 
 
@@ -185,7 +186,7 @@ def collect(out: Path, cache: Path | None, expect: Path | None, *, only: str = "
             expected = json.loads(expect.read_text()) if expect else {}
             try:
                 meta["artifacts"] = run_artifacts(cache, store, expected)
-            except Exception as error:  # the probes' answers must not be lost with it
+            except Exception as error:
                 meta["artifacts_error"] = f"{type(error).__name__}: {error}"
             print(f"artifacts after {time.monotonic() - began:.0f} s", flush=True)
         running.join()

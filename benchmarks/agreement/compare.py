@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.agreement import descriptors
 from benchmarks.agreement.collect import META, read_volumes
 from benchmarks.agreement.distance import Difference, difference
+from benchmarks.agreement.errors import function_errors
 from benchmarks.agreement.families import all_probes
 from benchmarks.agreement.probe import OUT, Probe
 from benchmarks.harness.machine import commit
@@ -23,8 +24,8 @@ from dsv4.emulator.ptx import PtxError
 SCHEMA = 1
 SHOWN_ROWS = 12
 METHOD = (
-    "The same compiled objects and the same PTX kernels with the same inputs (held to each other by hash) on the GPU and "
-    "in the emulator; every output is compared bit by bit. Steps are units in the last place of the output's format."
+    "The same compiled objects and the same PTX kernels with the same inputs (held to each other by hash) on the GPU "
+    "and in the emulator; every output is compared bit by bit. Steps are units in the last place of the output format."
 )
 
 
@@ -47,6 +48,8 @@ def compare_probe(probe: Probe, truth: np.ndarray) -> dict[str, Any]:
     for label, ours, theirs in parts:
         merged[label].append(difference(ours, theirs, probe.kind))
     for label, several in merged.items():
+        if label in probe.open_rows:
+            continue
         total = Difference(
             sum(d.elements for d in several),
             sum(d.different for d in several),
@@ -54,6 +57,7 @@ def compare_probe(probe: Probe, truth: np.ndarray) -> dict[str, Any]:
             max((d.max_steps for d in several if d.max_steps is not None), default=None),
             sum(d.within_one_step for d in several),
             max((d.max_relative for d in several if d.max_relative is not None), default=None),
+            max((d.max_absolute for d in several if d.max_absolute is not None), default=None),
             [example for d in several for example in d.examples][:3],
         )
         if any(d.max_steps == -1 for d in several):
@@ -64,12 +68,41 @@ def compare_probe(probe: Probe, truth: np.ndarray) -> dict[str, Any]:
     return entry
 
 
+def compare_refusal(probe: Probe, answer: dict[str, Any], truth: np.ndarray | None) -> dict[str, Any]:
+    """A kernel that the chip may refuse: both get to its end, with the same bits, or neither does."""
+    refused_there = "error" in answer or (truth is not None and truth.ravel()[0] == 0)
+    entry = compare_probe(probe, probe.out.copy() if truth is None else truth)
+    refused_here = bool(entry["findings"])
+    if refused_here == refused_there:
+        return {"elements": 1, "different": 0} if refused_here else entry
+    said = answer.get("error", "it ends")
+    return {"elements": 1, "different": 1, "refusal": f"GPU: {said}; emulator: {entry['findings'] or 'it ends'}"}
+
+
+def compare_open(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
+    """Rows that the ISA leaves open: the first values of either side."""
+    found = {}
+    for probe in all_probes():
+        if not probe.open_rows or f"probe/{probe.key}" not in arrays:
+            continue
+        probe.kernel.run(FIXED[0])
+        for label in probe.open_rows:
+            row = probe.labels.index(label)
+            shown = [
+                " ".join(f"{int(v):x}" for v in out[row][:32]) for out in (arrays[f"probe/{probe.key}"], probe.out)
+            ]
+            found[f"{probe.key}: {label}"] = {"gpu": shown[0], "emulator": shown[1]}
+    return found
+
+
 def compare_probes(meta: dict[str, Any], arrays: dict[str, np.ndarray], only: str = "") -> dict[str, dict[str, Any]]:
     """Every probe's entry by key."""
     found = {}
     for probe in all_probes(only):
         answer = meta["probes"].get(probe.key)
-        if answer is None or "error" in answer:
+        if probe.may_fail and answer is not None:
+            found[probe.key] = compare_refusal(probe, answer, arrays.get(f"probe/{probe.key}"))
+        elif answer is None or "error" in answer:
             found[probe.key] = {"not_run": (answer or {}).get("error", "not collected")}
         elif answer["input"] != probe.input_hash():
             found[probe.key] = {"not_run": "the inputs are not the same on both machines"}
@@ -89,7 +122,13 @@ def compare_artifacts(
     found = []
     for artifact in ours.artifacts(cache):
         label = ours.label(artifact)
-        total: dict[str, Any] = {"kernel": label, "key": artifact.manifest.key, "cases": 0, "findings": [], "outputs": {}}
+        total: dict[str, Any] = {
+            "kernel": label,
+            "key": artifact.manifest.key,
+            "cases": 0,
+            "findings": [],
+            "outputs": {},
+        }
         sums: dict[str, list[Difference]] = defaultdict(list)
         for number, (case, outputs, findings) in enumerate(ours.on_emulator(artifact, FIXED[0].name)):
             key = f"{label}/{number}"
@@ -111,6 +150,7 @@ def compare_artifacts(
                 "within_one_step_share": sum(d.within_one_step for d in several) / elements,
                 "max_steps": max((d.max_steps or 0 for d in several), default=0),
                 "max_relative": max((d.max_relative or 0.0 for d in several), default=0.0),
+                "max_absolute": max((d.max_absolute or 0.0 for d in several), default=0.0),
                 "by_case_equal_share": [1 - d.different / max(d.elements, 1) for d in several],
             }
         say(f"{label}: {total['outputs']}")
@@ -140,16 +180,26 @@ def compare(folder: Path, cache: Path | None, only: str = "") -> dict[str, Any]:
         "method": METHOD,
         "families": {name: dict(counts) for name, counts in families.items()},
         "differences": {
-            key: entry for key, entry in probes.items() if entry.get("different") or entry.get("findings") or "not_run" in entry
+            key: entry
+            for key, entry in probes.items()
+            if entry.get("different") or entry.get("findings") or "not_run" in entry
         },
-        "descriptors": {"requests": len(list(descriptors.requests())), "different": descriptors.compare(meta["descriptors"])},
+        "functions": function_errors(arrays, only),
+        "open": compare_open(meta, arrays),
+        "descriptors": {
+            "requests": len(list(descriptors.requests())),
+            "different": descriptors.compare(meta["descriptors"]),
+        },
         "artifacts": compare_artifacts(meta, arrays, cache) if cache else [],
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown: a row a family, a row an artifact."""
-    lines = ["| family | probes | values | different | in probes | findings |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| family | probes | values | different | in probes | findings |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for name, counts in result["families"].items():
         lines.append(
             f"| {name} | {counts['probes']} | {counts['elements']:,} | {counts['different']:,} | "
@@ -157,13 +207,24 @@ def table(result: dict[str, Any]) -> str:
         )
     described = result["descriptors"]
     lines.append(f"| descriptors | {described['requests']} | | {len(described['different'])} | | |")
+    if result["functions"]:
+        lines += ["", "| approximation | promised | GPU | emulator |", "| --- | ---: | ---: | ---: |"]
+    for row in result["functions"]:
+        lines.append(
+            f"| {row['row']} ({row['promise']}, {row['unit']}) | {row['bound']:.3g} | {row['gpu']:.3g} | "
+            f"{row['emulator']:.3g} |"
+        )
     if result["artifacts"]:
-        lines += ["", "| kernel | cases | output | values | equal bits | within 1 step | largest relative |", "| --- | ---: | --- | ---: | ---: | ---: | ---: |"]
+        lines += [
+            "",
+            "| kernel | cases | output | values | equal bits | within 1 step | largest absolute | largest relative |",
+            "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
     for kernel in result["artifacts"]:
         for name, output in kernel["outputs"].items():
             lines.append(
                 f"| {kernel['kernel']} | {kernel['cases']} | {name} | {output['elements']:,} | "
                 f"{100 * output['equal_share']:.4f} % | {100 * output['within_one_step_share']:.4f} % | "
-                f"{output['max_relative']:.2e} |"
+                f"{output['max_absolute']:.2e} | {output['max_relative']:.2e} |"
             )
     return "\n".join(lines)

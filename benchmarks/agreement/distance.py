@@ -20,11 +20,8 @@ class Difference:
     max_steps: int | None = None
     within_one_step: int = 0
     max_relative: float | None = None
+    max_absolute: float | None = None
     examples: list[str] = field(default_factory=list)
-
-    @property
-    def one_step_share(self) -> float:
-        return self.within_one_step / self.elements if self.elements else 1.0
 
 
 def ordered(bits: np.ndarray, kind: str) -> np.ndarray:
@@ -84,11 +81,11 @@ def difference(found: np.ndarray, truth: np.ndarray, kind: str) -> Difference:
     result.within_one_step = int((~differs | both | (numbers & (steps <= 1))).sum())
     with np.errstate(all="ignore"):
         a, b = as_numbers(ours, kind), as_numbers(theirs, kind)
-        relative = np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float64).tiny)
+        absolute = np.abs(a - b)
+        relative = absolute / np.maximum(np.abs(b), np.finfo(np.float64).tiny)
     finite = numbers & np.isfinite(a) & np.isfinite(b)
     result.max_relative = float(relative[finite].max()) if finite.any() else 0.0
+    result.max_absolute = float(absolute[finite].max()) if finite.any() else 0.0
     order = np.argsort(np.where(differs, np.where(nan_here != nan_there, 2**62, steps), -1))[::-1][:EXAMPLES]
-    result.examples = [
-        f"[{i}] {int(ours[i]):#x} instead of {int(theirs[i]):#x}" for i in order.tolist() if differs[i]
-    ]
+    result.examples = [f"[{i}] {int(ours[i]):#x} instead of {int(theirs[i]):#x}" for i in order.tolist() if differs[i]]
     return result

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from benchmarks.agreement.probe import OUT
@@ -41,7 +39,8 @@ def random_map(
             stride = -(-reach // 16) * 16 + 16 * int(rng.integers(0, 3))
             strides.append(stride)
             reach = stride * extent
-        if reach <= MAX_MEMORY_BYTES and int(np.prod(box)) * size <= MAX_TILE_BYTES:
+        rows_bytes = int(np.prod(box[1:])) * (swizzle_bytes or inner * size)
+        if reach <= MAX_MEMORY_BYTES and rows_bytes <= MAX_TILE_BYTES:
             break
     steps = tuple(int(rng.integers(1, 4)) if strided and n else 1 for n in range(drawn))
     memory = aligned(rng.integers(0, 256, -(-reach // 16) * 16 + 64, dtype=np.uint8))
@@ -61,8 +60,10 @@ def box_bytes(tensor_map: TensorMap) -> int:
 
 
 def tile_words(tensor_map: TensorMap) -> int:
-    """Words of shared memory that hold a tile, in whole swizzle patterns."""
-    return -(-box_bytes(tensor_map) // 1024) * 256
+    """Words of shared memory that hold a tile, in whole swizzle patterns: a swizzle's rows are as long as its span."""
+    row_bytes = tensor_map.box[0] * ELEMENT_BITS[tensor_map.element_type] // 8
+    rows = box_bytes(tensor_map) // row_bytes
+    return -(-rows * (tensor_map.swizzle_bytes or row_bytes) // 1024) * 256
 
 
 def coordinates_of(rng: np.random.Generator, tensor_map: TensorMap, *, negative: bool = True) -> tuple[int, ...]:
@@ -89,21 +90,17 @@ def dump_at(words: int, position: int, offset: int = TILE) -> str:
     )
 
 
-def issue(opcode: str, coordinates: tuple[int, ...], *, load: bool, guard: str = "@%lead") -> str:
+def issue(opcode: str, coordinates: tuple[int, ...], *, load: bool, guard: str = "@%lead", at: int = TILE) -> str:
     """One tensor copy of map t between its box and the tile."""
     tensor = f"[%m_t, {{{', '.join(map(str, coordinates))}}}]"
-    operands = f"[%smem+{TILE}], {tensor}, [%smem]" if load else f"{tensor}, [%smem+{TILE}]"
+    operands = f"[%smem+{at}], {tensor}, [%smem]" if load else f"{tensor}, [%smem+{at}]"
     return f"{guard} {opcode.format(rank=len(coordinates))} {operands};\n"
 
 
-def loads(tensor_map: TensorMap, places: list[tuple[int, ...]]) -> str:
-    """Loads one box after the other, dumping each tile."""
-    words, body = tile_words(tensor_map), barrier_init()
+def loads(tensor_map: TensorMap, places: list[tuple[int, ...]], *, at: int = TILE) -> str:
+    """Loads one box after the other to shared byte ``at``, dumping what lies from TILE on."""
+    words, body = tile_words(tensor_map) + (at - TILE + 1023) // 1024 * 256, barrier_init()
     for n, place in enumerate(places):
-        body += paint(words) + FENCE + expect(box_bytes(tensor_map)) + issue(LOAD, place, load=True)
+        body += paint(words) + FENCE + expect(box_bytes(tensor_map)) + issue(LOAD, place, load=True, at=at)
         body += wait("%smem", n & 1) + dump_at(words, n * words) + "bar.sync 0;\n"
     return body
-
-
-def with_type(tensor_map: TensorMap, **fields: object) -> TensorMap:
-    return replace(tensor_map, **fields)  # type: ignore[arg-type]

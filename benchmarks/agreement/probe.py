@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +20,10 @@ class Probe:
 
     ``labels`` names the first axis of ``out`` (one label for all of it otherwise). ``kind`` says what an element is:
     ``bits`` (compared only for equality), ``f32``, ``f16``, ``bf16``, ``f64``: distances are counted in steps of the
-    format too. ``approximate`` marks instructions for which the PTX ISA promises an error bound and no bits; ``limit``
-    is that bound in words.
+    format too. ``approximate`` marks instructions for which the PTX ISA promises an error bound and no bits.
+    ``open_rows`` are rows that the ISA leaves to the chip: noted, and not counted as different.
+    ``may_fail`` marks what the chip may refuse: the kernel writes 1 to ``out``'s first word at its end, and the
+    emulator must have a finding exactly where the chip does not get there.
     """
 
     family: str
@@ -30,7 +32,8 @@ class Probe:
     labels: tuple[str, ...] = ()
     kind: str = "bits"
     approximate: bool = False
-    limits: dict[str, str] = field(default_factory=dict)
+    open_rows: tuple[str, ...] = ()
+    may_fail: bool = False
 
     @property
     def key(self) -> str:

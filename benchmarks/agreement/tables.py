@@ -24,7 +24,6 @@ def table(
     out_bytes: int = 4,
     kind: str = "bits",
     approximate: bool = False,
-    limits: Mapping[str, str] | None = None,
     block: int = BLOCK,
 ) -> Probe:
     """A probe of ``rows`` (label, statement) over ``operands`` (1D arrays of one length, a multiple of ``block``).
@@ -54,13 +53,11 @@ def table(
     arrays[OUT] = aligned(np.zeros((len(rows), count), OUT_TYPES[out_bytes]))
     kernel = Kernel(body, {}, arrays, block=block, grid=count // block, smem_bytes=16, target=TARGET)
     kernel.read_only = tuple(operands)
-    return Probe(
-        family, name, kernel, tuple(label for label, _ in rows), kind, approximate, dict(limits or {})
-    )
+    return Probe(family, name, kernel, tuple(label for label, _ in rows), kind, approximate)
 
 
 def bell(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Numbers around 0 with variance 1, like a normal distribution's. Only additions: the same bits on every machine."""
+    """Numbers around 0 with variance 1. Made by additions only: the same bits on every machine."""
     return (rng.random((12, count)).sum(axis=0) - 6.0) if count else np.zeros(0)
 
 

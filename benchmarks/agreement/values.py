@@ -6,8 +6,19 @@ import numpy as np
 
 FORMATS = {"f16": (5, 10), "bf16": (8, 7), "tf32": (8, 23), "e4m3": (4, 3), "e5m2": (5, 2), "f32": (8, 23)}
 """Exponent and fraction bits; tf32 is kept in 32 bits, of which a tensor core looks at the upper 19."""
-WIDTHS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "f32": 32, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "f64": 64}
-TOP_CODES = {"e4m3": (0x7F, 0xFF)}  # NaN, and there is no infinity
+WIDTHS = {
+    "f16": 16,
+    "bf16": 16,
+    "tf32": 32,
+    "e4m3": 8,
+    "e5m2": 8,
+    "f32": 32,
+    "s8": 8,
+    "u8": 8,
+    "s4": 4,
+    "u4": 4,
+    "f64": 64,
+}
 
 
 def bias(name: str) -> int:

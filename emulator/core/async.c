@@ -328,14 +328,16 @@ int async_arrive_after(Warp *w, const Ins *i, uint32_t mask, Class class, const 
     op->after_group = group_milestone(w, class);
     op->clock = op->clock_read = op->after_group + 1;
     if (m->policy.races) {
-        /* whoever waits on the arrival is ordered after what the issuer had learnt from others when it issued, but not
-         * after the issuer's own generic accesses: those need a release of their own */
+        /* Whoever waits on the arrival is ordered after what the issuer had learnt from others when it issued, but not
+         * after the issuer's own generic accesses: those need a release of their own. Arrivals for cp.async are the
+         * exception, since known-right kernels store what their copies leave out in front of them. */
         uint32_t self = agent_of(w, CLASS_WARP);
         for (int view = 0; view < 2; view++) {
             op->carried[view] = malloc(m->clock_length * sizeof(uint32_t));
             memcpy(op->carried[view], view ? w->visible : w->known, m->clock_length * sizeof(uint32_t));
         }
-        if (op->carried[0][self]) op->carried[0][self]--;
+        if (class == CLASS_CP_ASYNC) w->known[self]++;
+        else if (op->carried[0][self]) op->carried[0][self]--;
         for (int view = 0; view < 2; view++)
             if (op->carried[view][op->agent] < op->clock) op->carried[view][op->agent] = op->clock;
     }
@@ -380,6 +382,16 @@ static void cp_async_write(AsyncOp *op)
     }
 }
 
+/* True when a lower lane copies the same bytes to the same place: whichever of them lands last, the result is the same. */
+static int is_repeated(const Copy *copy, uint32_t mask, uint32_t lane)
+{
+    EACH_LANE(mask & ((1u << lane) - 1), l)
+        if (copy->lane[l].cta == copy->lane[lane].cta && copy->lane[l].offset == copy->lane[lane].offset &&
+            copy->lane[l].source == copy->lane[lane].source && copy->lane[l].source_bytes == copy->lane[lane].source_bytes)
+            return 1;
+    return 0;
+}
+
 HANDLER(cp_async)
 {
     uint32_t bytes = (uint32_t)i->imm[0];
@@ -402,6 +414,7 @@ HANDLER(cp_async)
         copy->lane[l].source = source;
         if (n && !global_at(w, i, source, n, bytes, 0)) n = 0;
         copy->lane[l].source_bytes = n;
+        if (is_repeated(copy, mask, l)) continue;
         async_touch_shared(op, copy->lane[l].cta, copy->lane[l].offset, bytes, 1);
         if (n) async_touch_global(op, source, n, 0);
     }

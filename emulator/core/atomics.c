@@ -82,6 +82,7 @@ static uint64_t combine(int op, int type, uint32_t size, uint64_t a, uint64_t b,
     case TYPE_F64: {
         double x, y;
         memcpy(&x, &a, 8), memcpy(&y, &b, 8);
+        if (is_nan64(a) || is_nan64(b)) return (is_nan64(a) ? a : b) | 1ull << 51;
         x = combine_real(op, x, y);
         memcpy(&a, &x, 8);
         return a;

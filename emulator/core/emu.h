@@ -148,7 +148,8 @@ typedef enum {
 typedef uint32_t *Clock; /* machine->clock_length entries */
 
 enum { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_ASYNC = 2 /* async proxy */, ACCESS_ATOMIC = 4, ACCESS_STRONG = 8,
-       ACCESS_UNRECORDED = 16 /* a read that is judged and leaves no record */ };
+       ACCESS_UNRECORDED = 16 /* a read that is judged and leaves no record */,
+       ACCESS_UNCHANGED = 32 /* a write of what is there already: within a cluster it races with no other write */ };
 
 typedef struct {
     Warp *warp;      /* whose clocks are consulted: the warp that executes or issued */

@@ -4,8 +4,9 @@
  * Nothing of this is in a manual. The constants are those that two independent studies measured and checked at random
  * against the chips: Xie et al., "MMA-Sim" (arXiv 2511.10909), and Khattak and Mikaitis, "Accurate Models of NVIDIA
  * Tensor Cores" (arXiv 2512.07004); DeepSeek-V3's report (arXiv 2412.19437, section 3.3.2) saw the same about 14 bits
- * of FP8 sums on Hopper. A product counts with the sum of its factors' exponents (its fraction is in [1, 4)), and a
- * subnormal factor with the smallest normal exponent of its type. */
+ * of FP8 sums on Hopper. For Hopper they were confirmed bit by bit on an H100 (docs/notes/emulator_vs_h100.md), for
+ * sm_100 they are the studies' word. A product counts with the sum of its factors' exponents (its fraction is in
+ * [1, 4)), and a subnormal factor with the smallest normal exponent of its type. */
 #include "matrix.h"
 #include <immintrin.h>
 #include <math.h>

@@ -138,11 +138,11 @@ static int find_targets(Warp *w, const Ins *i, uint32_t mask, int32_t slot, Spac
     return 1;
 }
 
-static void touch_targets(Warp *w, const Ins *i, const Targets *t, uint32_t bytes, uint8_t flags)
+static void touch_targets(Warp *w, const Ins *i, const Targets *t, uint32_t mask, uint32_t bytes, uint8_t flags)
 {
-    if (!w->machine->policy.races) return;
+    if (!w->machine->policy.races || !mask) return;
     Access a = access_of_warp(w, i, flags);
-    uint32_t rest = t->shared;
+    uint32_t rest = t->shared & mask;
     while (rest) {
         Cta *cta = t->cta[first_lane(rest)];
         uint32_t same = 0;
@@ -150,7 +150,7 @@ static void touch_targets(Warp *w, const Ins *i, const Targets *t, uint32_t byte
         touch_lanes_shared(&a, cta, t->offset, same, bytes);
         rest &= ~same;
     }
-    if (t->global) touch_lanes_global(&a, t->address, t->global, bytes);
+    if (t->global & mask) touch_lanes_global(&a, t->address, t->global & mask, bytes);
 }
 
 /* Flags and semaphores: a strong access may order this warp after others, or others after it. */
@@ -188,7 +188,7 @@ static int load(Warp *w, const Ins *i, uint32_t mask, Space space)
     uint32_t size = (uint32_t)i->imm[1], n = (uint32_t)i->imm[2], flags = (uint32_t)i->imm[3], width = (uint32_t)i->imm[4];
     Targets t;
     if (!find_targets(w, i, mask, i->s[n], space, size * n, flags, 0, &t)) return EMU_STOP;
-    if (space != SPACE_PARAM) touch_targets(w, i, &t, size * n, access_flags(flags, 0));
+    if (space != SPACE_PARAM) touch_targets(w, i, &t, mask, size * n, access_flags(flags, 0));
     for (uint32_t k = 0; k < n; k++) {
         int32_t slot = i->s[k];
         if (slot < 0) continue;
@@ -225,6 +225,24 @@ static void check_barrier_overwritten(Warp *w, const Ins *i, uint32_t lane, cons
         }
 }
 
+/* Lanes that store what is there already. */
+static uint32_t unchanged_lanes(const Warp *w, const Ins *i, uint32_t mask, const Targets *t, uint32_t size, uint32_t n)
+{
+    uint32_t left = mask & (t->shared | t->global);
+    for (uint32_t k = 0; k < n && left; k++) {
+        int32_t slot = i->s[1 + k];
+        left &= ~(w->bad[slot] | (size == 8 ? w->bad[slot + 1] : 0));
+        EACH_LANE(left, l)
+        {
+            const uint8_t *at = t->data[l] + k * size;
+            if (memcmp(at, &w->r[slot][l], size < 4 ? size : 4) || (size == 8 && memcmp(at + 4, &w->r[slot + 1][l], 4)) ||
+                (t->shadow[l] && is_bad(t->shadow[l] + k * size, size)))
+                left &= ~(1u << l);
+        }
+    }
+    return left;
+}
+
 /* slots address, src…; imm offset, element bytes, n, flags */
 static int store(Warp *w, const Ins *i, uint32_t mask, Space space)
 {
@@ -232,7 +250,9 @@ static int store(Warp *w, const Ins *i, uint32_t mask, Space space)
     Targets t;
     if (!find_targets(w, i, mask, i->s[0], space, total, flags, 1, &t)) return EMU_STOP;
     synchronise(w, &t, mask, flags, 0, 1);
-    touch_targets(w, i, &t, total, access_flags(flags, 1));
+    uint32_t unchanged = w->machine->policy.races ? unchanged_lanes(w, i, mask, &t, size, n) : 0;
+    touch_targets(w, i, &t, mask & ~unchanged, total, access_flags(flags, 1));
+    touch_targets(w, i, &t, unchanged, total, access_flags(flags, 1) | ACCESS_UNCHANGED);
     EACH_LANE(t.shared, l) check_barrier_overwritten(w, i, l, t.shadow[l], total);
     for (uint32_t k = 0; k < n; k++) {
         int32_t slot = i->s[1 + k];

@@ -127,9 +127,10 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
     const uint32_t *known = a->warp->known, *visible = a->warp->visible;
     int32_t ins = (int32_t)(a->ins - m->program->ins);
     int write = a->flags & ACCESS_WRITE, kept = 0, merged = 0;
+    uint8_t flags = a->flags & (uint8_t)~ACCESS_UNCHANGED;
     if (!write && g->n) { /* the same read again: a write in between would have taken its bytes out of the record */
         const Record *last = &g->records[g->n - 1];
-        if (last->agent == a->agent && last->clock == a->clock && last->ins == ins && last->flags == a->flags &&
+        if (last->agent == a->agent && last->clock == a->clock && last->ins == ins && last->flags == flags &&
             !(mask & ~last->mask))
             return;
     }
@@ -140,19 +141,20 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
             int ordered = same_order || known[r->agent] >= r->clock;
             if (write || (r->flags & ACCESS_WRITE)) {
                 int proxy = !(r->flags & ACCESS_ASYNC) && (r->flags & ACCESS_WRITE) && (a->flags & ACCESS_ASYNC);
-                int excused = (a->flags & r->flags & (ACCESS_ATOMIC | ACCESS_STRONG)) != 0;
+                int excused = (a->flags & r->flags & (ACCESS_ATOMIC | ACCESS_STRONG)) != 0 ||
+                              ((a->flags & ACCESS_UNCHANGED) && (r->flags & ACCESS_WRITE));
                 if (!excused && !ordered) report(a, r, space, where, 0);
                 else if (!excused && proxy && visible[r->agent] < r->clock) report(a, r, space, where, 1);
                 if (write && (ordered || !excused)) r->mask &= ~mask; /* who comes later may race with an unordered atomic */
             } else if (ordered && !(a->flags & ACCESS_UNRECORDED)) {
-                if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == a->flags) {
+                if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == flags) {
                     r->mask |= mask;
                     merged = 1;
                 } else {
                     r->mask &= ~mask;
                 }
             }
-        } else if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == a->flags) {
+        } else if (r->agent == a->agent && r->clock == a->clock && r->ins == ins && r->flags == flags) {
             r->mask |= mask;
             merged = 1;
         }
@@ -164,7 +166,7 @@ static void judge(const Access *a, Granule *g, uint32_t mask, const char *space,
     g->n = (uint16_t)kept;
     if (merged || a->flags & ACCESS_UNRECORDED) return;
     if (g->n == g->capacity) grow(m, g);
-    g->records[g->n++] = (Record){a->agent, a->flags, 0, a->clock, mask, ins};
+    g->records[g->n++] = (Record){a->agent, flags, 0, a->clock, mask, ins};
     m->stats.races_checked++;
 }
 

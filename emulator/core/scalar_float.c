@@ -191,29 +191,30 @@ static __attribute__((noinline)) double rounded64(int operation, double x, doubl
         fesetround(FE_TONEAREST);
     return r;
 }
-/* A NaN result is the first NaN among the operands, quiet, or the default one (measured on an H100). */
-static inline uint64_t result64(double r, uint64_t x, uint64_t y, uint64_t z)
+/* A NaN result is a NaN among the operands, quiet, or the default one. Which of several it is was measured on an H100:
+ * the second before the third before the first, for a division the first before the second. */
+static inline uint64_t result64(double r, uint64_t first, uint64_t second, uint64_t third)
 {
     if (r == r) return bits64(r);
-    if (is_nan64(x)) return x | QUIET64;
-    if (is_nan64(y)) return y | QUIET64;
-    return is_nan64(z) ? z | QUIET64 : DEFAULT_NAN64;
+    if (is_nan64(first)) return first | QUIET64;
+    if (is_nan64(second)) return second | QUIET64;
+    return is_nan64(third) ? third | QUIET64 : DEFAULT_NAN64;
 }
-#define GENERIC64(operation, X, Y, Z) result64(rounded64(operation, f64(X), f64(Y), f64(Z), i->imm[1]), X, Y, Z)
-BINARY64(add_f64, GENERIC64(0, x, y, 0))
-BINARY64(sub_f64, GENERIC64(1, x, y, 0))
-BINARY64(mul_f64, GENERIC64(2, x, y, 0))
-TERNARY64(fma_f64, GENERIC64(3, x, y, z))
-BINARY64(div_f64, GENERIC64(4, x, y, 0))
-UNARY64(rcp_f64, GENERIC64(4, bits64(1.0), x, 0))
-UNARY64(sqrt_f64, GENERIC64(5, x, 0, 0))
+#define ROUNDED64(operation, X, Y, Z) rounded64(operation, f64(X), f64(Y), f64(Z), i->imm[1])
+BINARY64(add_f64, result64(ROUNDED64(0, x, y, 0), y, x, 0))
+BINARY64(sub_f64, result64(ROUNDED64(1, x, y, 0), y, x, 0))
+BINARY64(mul_f64, result64(ROUNDED64(2, x, y, 0), y, x, 0))
+TERNARY64(fma_f64, result64(ROUNDED64(3, x, y, z), y, z, x))
+BINARY64(div_f64, result64(ROUNDED64(4, x, y, 0), x, y, 0))
+UNARY64(rcp_f64, result64(ROUNDED64(4, bits64(1.0), x, 0), x, 0, 0))
+UNARY64(sqrt_f64, result64(ROUNDED64(5, x, 0, 0), x, 0, 0))
 UNARY64(abs_f64, is_nan64(x) ? x | QUIET64 : x & ~(1ull << 63))
 UNARY64(neg_f64, is_nan64(x) ? x | QUIET64 : x ^ 1ull << 63)
 static inline uint64_t extreme64(uint64_t x, uint64_t y, int maximum)
 {
     double a = f64(x), b = f64(y);
     if (a != a || b != b)
-        return a != a ? (b != b ? NAN64 : y) : x;
+        return a != a ? (b != b ? y | QUIET64 : y) : x;
     if (a == b)
         return maximum ? x & y : x | y;
     return (a > b) == maximum ? x : y;

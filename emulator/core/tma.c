@@ -49,19 +49,24 @@ static const Range *read_descriptor(Warp *w, const Ins *i, uint32_t mask, uint64
     return reason ? NULL : range;
 }
 
-typedef struct { uint64_t low, high; } Extent;
+/* Bytes of global memory that a segment reads or writes: stores and reductions work on whole units of 16 bytes, also where
+ * a row of the tensor ends within one. */
+static uint32_t covered(const TmaSegment *segment, int is_write) { return is_write ? segment->units : segment->inside; }
+
+typedef struct { uint64_t low, high; int is_write; } Extent;
 
 static bool grow_extent(void *context, const TmaSegment *segment) {
     Extent *extent = context;
-    if (!segment->inside) return true;
+    const uint32_t bytes = covered(segment, extent->is_write);
+    if (!bytes) return true;
     if (segment->global_address < extent->low) extent->low = segment->global_address;
-    if (segment->global_address + segment->inside > extent->high) extent->high = segment->global_address + segment->inside;
+    if (segment->global_address + bytes > extent->high) extent->high = segment->global_address + bytes;
     return true;
 }
 
 /* Finds the tensor's memory. False after a finding; a box that lies wholly outside of the tensor needs none. */
 static bool find_range(AsyncOp *op, Tile *tile, int is_write) {
-    Extent extent = {UINT64_MAX, 0};
+    Extent extent = {UINT64_MAX, 0, is_write};
     walk(tile, grow_extent, &extent);
     if (extent.high == 0) return true;
     const uint64_t span = extent.high - extent.low;
@@ -83,12 +88,13 @@ static void touch_run(Touches *t) {
 
 static bool gather_touch(void *context, const TmaSegment *segment) {
     Touches *t = context;
-    if (!segment->inside) return true;
+    const uint32_t bytes = covered(segment, t->flags & ACCESS_WRITE);
+    if (!bytes) return true;
     if (segment->global_address != t->to) {
         touch_run(t);
         t->from = segment->global_address;
     }
-    t->to = segment->global_address + segment->inside;
+    t->to = segment->global_address + bytes;
     return true;
 }
 
@@ -105,7 +111,7 @@ static void touch_tile(AsyncOp *op, const Place *place, int flags) {
     const TmaDescriptor *d = &tile->descriptor;
     const uint32_t address = shared_address(place->cta, place->offset);
     const int whole_lines = d->swizzle == TMA_SWIZZLE_NONE || (tile->bytes % 128 == 0 && address % 128 == 0);
-    if (d->group_global_bytes == d->group_shared_bytes && whole_lines) {
+    if (tma_is_dense(d) && whole_lines) {
         async_touch_shared(op, place->cta, place->offset, tile->bytes, flags);
         return;
     }
@@ -177,7 +183,10 @@ static uint8_t *bad_of(Tile *tile) { return tile->data + tile->bytes; }
 static bool take_tensor(void *context, const TmaSegment *segment) {
     Tile *tile = context;
     uint8_t *data = tile->data + segment->at, *bad = bad_of(tile) + segment->at;
-    if (segment->inside) take_global(tile->range, segment->global_address, segment->inside, data, bad);
+    if (segment->inside) {
+        take_global(tile->range, segment->global_address, segment->inside, data, bad);
+        if (tile->descriptor.round_to_tf32) tma_round_to_tf32(data, segment->inside);
+    }
     if (segment->inside < segment->bytes) {
         tma_fill(&tile->descriptor, data + segment->inside, segment->bytes - segment->inside);
         memset(bad + segment->inside, 0, segment->bytes - segment->inside);
@@ -191,9 +200,9 @@ static bool give_tensor(void *context, const TmaSegment *segment) {
     if (!segment->inside) return true;
     const uint8_t *data = tile->data + segment->at, *bad = bad_of(tile) + segment->at;
     if (tile->reduce)
-        reduce_global(op, tile->range, segment->global_address, segment->inside, tile->reduce, (int)tile->descriptor.type,
+        reduce_global(op, tile->range, segment->global_address, segment->units, tile->reduce, (int)tile->descriptor.type,
                       tile->descriptor.group_global_bytes, data, bad);
-    else give_global(op, tile->range, segment->global_address, segment->inside, data, bad);
+    else give_global(op, tile->range, segment->global_address, segment->units, data, bad);
     return true;
 }
 
@@ -216,7 +225,6 @@ static void move_tile(AsyncOp *op, const Place *place, int is_write) {
 static void load_read(AsyncOp *op) {
     Tile *tile = tile_of(op);
     walk(tile, take_tensor, tile);
-    if (tile->descriptor.round_to_tf32) tma_round_to_tf32(tile->data, tile->bytes);
 }
 
 static void load_write(AsyncOp *op) {

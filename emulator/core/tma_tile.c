@@ -105,15 +105,27 @@ uint64_t tma_box_bytes(const TmaDescriptor *d, uint32_t rows) {
     return total;
 }
 
+static uint32_t row_bytes_of(const TmaDescriptor *d) { return d->box[0] / d->group_elements * d->group_global_bytes; }
+
+/* Bytes from a row of the box to the next one in shared memory: under a swizzle the whole span of the swizzle, however
+ * short the row is (measured on an H100). */
+static uint32_t row_pitch(const TmaDescriptor *d) {
+    static const uint32_t span[] = {0, 32, 64, 128};
+    return d->swizzle ? span[d->swizzle] : d->box[0] / d->group_elements * d->group_shared_bytes;
+}
+
+bool tma_is_dense(const TmaDescriptor *d) { return row_pitch(d) == row_bytes_of(d); }
+
 uint32_t tma_shared_bytes(const TmaDescriptor *d, uint32_t data_bytes) {
-    return data_bytes / d->group_global_bytes * d->group_shared_bytes;
+    const uint32_t rows = data_bytes / row_bytes_of(d), last = d->box[0] / d->group_elements * d->group_shared_bytes;
+    return rows ? (rows - 1) * row_pitch(d) + last : 0;
 }
 
 /* One row: dim 0 from `column` on; `row_address` is that of its column 0, `in_tensor` whether the other coordinates
  * lie in the tensor. False when the visitor ended the walk. */
 static bool walk_row(const TmaDescriptor *d, int64_t column, uint64_t row_address, bool in_tensor, uint32_t at,
                      TmaVisit visit, void *context) {
-    const int64_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
+    const int64_t row_bytes = row_bytes_of(d);
     /* bytes of the row that exist, counted from its column 0; sub-byte columns are whole groups or bytes */
     const int64_t bits_each = 8 * (int64_t)d->group_global_bytes / d->group_elements;
     const int64_t first = column * bits_each / 8, end = ((int64_t)d->dims[0] * bits_each + 7) / 8;
@@ -128,13 +140,15 @@ static bool walk_row(const TmaDescriptor *d, int64_t column, uint64_t row_addres
     TmaSegment segment = {.at = at + (uint32_t)before, .bytes = (uint32_t)(row_bytes - before)};
     if (in_tensor && from < end) {
         segment.inside = end - from < segment.bytes ? (uint32_t)(end - from) : segment.bytes;
+        const int64_t unit_end = (end + 15) / 16 * 16; /* what lies between a row's end and this is overwritten (H100) */
+        segment.units = unit_end - from < segment.bytes ? (uint32_t)(unit_end - from) : segment.bytes;
         segment.global_address = row_address + (uint64_t)from;
     }
     return visit(context, &segment);
 }
 
 bool tma_walk(const TmaDescriptor *d, const int32_t *coordinates, TmaVisit visit, void *context) {
-    const uint32_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
+    const uint32_t row_bytes = row_bytes_of(d);
     uint32_t index[TMA_MAX_RANK] = {0}, counts[TMA_MAX_RANK], at = 0;
     for (uint32_t i = 0; i < TMA_MAX_RANK; i++) counts[i] = i < d->rank ? count(d, i) : 1;
     for (;;) {
@@ -158,7 +172,7 @@ bool tma_walk(const TmaDescriptor *d, const int32_t *coordinates, TmaVisit visit
 
 bool tma_walk_rows(const TmaDescriptor *d, int32_t column, const int32_t rows[TMA_GATHER_ROWS], TmaVisit visit,
                    void *context) {
-    const uint32_t row_bytes = d->box[0] / d->group_elements * d->group_global_bytes;
+    const uint32_t row_bytes = row_bytes_of(d);
     for (uint32_t r = 0; r < TMA_GATHER_ROWS; r++) {
         const bool in_tensor = rows[r] >= 0 && (uint64_t)rows[r] < d->dims[1];
         const uint64_t row = d->address + (uint64_t)(int64_t)rows[r] * d->strides[1];
@@ -167,13 +181,16 @@ bool tma_walk_rows(const TmaDescriptor *d, int32_t column, const int32_t rows[TM
     return true;
 }
 
-/* In shared memory the rows of a box lie one behind the other; padded types spread their groups, a swizzle moves pieces
- * of 16 bytes or more. */
+/* In shared memory the rows of a box lie a pitch apart; padded types spread their groups, a swizzle moves pieces of 16
+ * bytes or more. */
 uint32_t tma_shared_address(const TmaDescriptor *d, uint32_t tile, uint32_t at, uint32_t bytes, uint32_t *run) {
     const bool padded = d->group_shared_bytes != d->group_global_bytes;
-    const uint32_t place = padded ? at / d->group_global_bytes * d->group_shared_bytes + at % d->group_global_bytes : at;
-    const uint32_t linear = tile + place;
+    const uint32_t row = at / row_bytes_of(d), column = at % row_bytes_of(d);
+    const uint32_t place =
+        padded ? column / d->group_global_bytes * d->group_shared_bytes + column % d->group_global_bytes : column;
+    const uint32_t linear = tile + row * row_pitch(d) + place;
     *run = bytes;
+    if (!tma_is_dense(d) && *run > row_bytes_of(d) - column) *run = row_bytes_of(d) - column;
     if (padded && *run > d->group_global_bytes - at % d->group_global_bytes)
         *run = d->group_global_bytes - at % d->group_global_bytes;
     if (d->swizzle != TMA_SWIZZLE_NONE && *run > 16 - linear % 16) *run = 16 - linear % 16;
@@ -250,17 +267,17 @@ static bool load_segment(void *context, const TmaSegment *segment) {
         uint32_t inside = segment->inside > done ? segment->inside - done : 0;
         if (inside > run) inside = run;
         if (inside) memcpy(to, move->from + segment->global_address + done, inside);
+        if (d->round_to_tf32) tma_round_to_tf32(to, inside);
         if (inside < run) tma_fill(d, to + inside, run - inside);
-        if (d->round_to_tf32) tma_round_to_tf32(to, run);
     }
     return true;
 }
 
 static bool store_segment(void *context, const TmaSegment *segment) {
     const PlainMove *move = context;
-    for (uint32_t done = 0, run; done < segment->inside; done += run) {
+    for (uint32_t done = 0, run; done < segment->units; done += run) {
         const uint8_t *from =
-            move->from + tma_shared_address(move->descriptor, move->tile, segment->at + done, segment->inside - done, &run);
+            move->from + tma_shared_address(move->descriptor, move->tile, segment->at + done, segment->units - done, &run);
         memcpy(move->to + segment->global_address + done, from, run);
     }
     return true;

@@ -40,6 +40,7 @@ typedef struct {
     uint64_t global_address;               /* valid where inside > 0 */
     uint32_t bytes;                        /* of global data: padding is not part of it */
     uint32_t inside;                       /* the first so many bytes lie in the tensor */
+    uint32_t units;                        /* the same up to whole units of 16 bytes: a store writes all of them */
 } TmaSegment;
 
 /* Returns false to end the walk early. */
@@ -60,7 +61,11 @@ uint32_t tma_pattern_bytes(const TmaDescriptor *descriptor);
 /* Bytes that a whole box moves, which is what a load counts in complete_tx; `rows` > 0: that many gathered rows. */
 uint64_t tma_box_bytes(const TmaDescriptor *descriptor, uint32_t rows);
 
-/* Bytes of shared memory that `data_bytes` of a box cover, padding included. */
+/* True when the rows of a box lie one behind the other in shared memory, without padding. */
+bool tma_is_dense(const TmaDescriptor *descriptor);
+
+/* Bytes of shared memory from the first to the last that `data_bytes` of a box take, whole rows, padding between them
+ * included: a swizzle's rows are as long as its span. */
 uint32_t tma_shared_bytes(const TmaDescriptor *descriptor, uint32_t data_bytes);
 
 /* Visits the rows of the box at `coordinates` (elements, signed, dimension 0 first) in the order of its data. */

@@ -35,9 +35,9 @@ SPECIAL_REGISTERS = frozenset(
 
 
 class OperandReader:
-    """Reads operand texts; `lookup(name)` gives the register of that name in the scope of the instruction."""
+    """Reads operand texts; `lookup(name)` gives the register or vector of that name in the instruction's scope."""
 
-    def __init__(self, lookup: Callable[[str], Register | None]) -> None:
+    def __init__(self, lookup: Callable[[str], Register | Vector | None]) -> None:
         self._lookup = lookup
 
     def read(self, text: str) -> tuple[Operand, ...]:

@@ -15,6 +15,7 @@ from dsv4.emulator.ptx.model import (
     Register,
     Symbol,
     Variable,
+    Vector,
 )
 from dsv4.emulator.ptx.operands import OperandReader
 
@@ -28,7 +29,7 @@ _INSTRUCTION = re.compile(
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)[^\n]*")
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"\n]*)"[^\n]*')
 _LINE_DIRECTIVE = re.compile(r"\.(version|target|address_size)\s+([^\n]*)")
-_REGISTER = re.compile(r"\.reg\s+\.(\w+)\s+([^;]*);")
+_REGISTER = re.compile(r"\.reg\s+(?:\.v([24])\s+)?\.(\w+)\s+([^;]*);")
 _REGISTER_NAME = re.compile(r"([%\w$.]+)(?:<(\d+)>)?$")
 _VARIABLE = re.compile(
     r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)\s*((?:\[\d*\])*)\s*;",
@@ -72,6 +73,7 @@ class _Scope:
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
         self.registers: dict[str, Register] = {}
+        self.vectors: dict[str, Vector] = {}  # '.reg .v4 .b32 abcd', whose elements are the registers abcd.x, abcd.y …
         self.families: dict[str, tuple[int, str]] = {}  # '%r' -> (count, type) of '.reg .b32 %r<160>'
         self.labels: dict[str, int] = {}
 
@@ -172,11 +174,11 @@ class _Parser:
         scope.labels[name] = len(self._entry.instructions)
         self._entry.labels[name + scope.suffix] = len(self._entry.instructions)
 
-    def _lookup(self, name: str) -> Register | None:
+    def _lookup(self, name: str) -> Register | Vector | None:
         for scope in reversed(self._scopes):
-            register = scope.registers.get(name)
-            if register is not None:
-                return register
+            found = scope.registers.get(name) or scope.vectors.get(name)
+            if found is not None:
+                return found
             if not scope.families:
                 continue
             stem = name.rstrip("0123456789")
@@ -196,11 +198,12 @@ class _Parser:
             raise self._error(f"{found!r} is neither a directive nor a label nor an instruction")
         if self._entry is None or not self._scopes:
             raise self._error(f"instruction {match['opcode']} outside of a kernel")
-        guard = None
+        guard: Register | None = None
         if match["guard"]:
-            guard = self._lookup(match["guard"])
-            if guard is None or guard.type != "pred":
+            register = self._lookup(match["guard"])
+            if not isinstance(register, Register) or register.type != "pred":
                 raise self._error(f"guard {match['guard']} of {match['opcode']} is no declared predicate")
+            guard = register
         try:
             operands = self._reader.read(match["operands"])
         except ValueError as error:
@@ -232,7 +235,7 @@ class _Parser:
         elif (match := self._match(_FILE)) is not None:
             self._lines.files[int(match.group(1))] = match.group(2)
         elif (match := self._match(_REGISTER)) is not None:
-            self._registers(match.group(1), match.group(2))
+            self._registers(int(match.group(1) or 1), match.group(2), match.group(3))
         elif (match := self._match(_LINE_DIRECTIVE)) is not None:
             self._heads[match.group(1)] = match.group(2).strip()
         elif (match := self._match(_VARIABLE)) is not None:
@@ -248,7 +251,7 @@ class _Parser:
                 "kernels have .reg, .shared, .local and .param declarations, and no .func, .global or .const"
             )
 
-    def _registers(self, type_name: str, names: str) -> None:
+    def _registers(self, width: int, type_name: str, names: str) -> None:
         if not self._scopes or self._entry is None:
             raise self._error(".reg outside of a kernel")
         if type_name != "pred" and type_name not in TYPE_BYTES:
@@ -258,12 +261,24 @@ class _Parser:
             match = _REGISTER_NAME.match(piece.strip())
             if match is None:
                 raise self._error(f".reg {piece.strip()!r} is no register name")
-            if match.group(2) is not None:
-                scope.families[match.group(1)] = (int(match.group(2)), type_name)
-                continue
-            register = Register(match.group(1) + scope.suffix, type_name)
-            scope.registers[match.group(1)] = register
-            self._entry.registers[register.name] = type_name
+            name, count = match.groups()
+            if count is not None and width > 1:
+                raise self._error(f".reg {piece.strip()!r}: a family of vectors is not supported")
+            if count is not None:
+                scope.families[name] = (int(count), type_name)
+            elif width == 1:
+                self._register(scope, name, type_name)
+            else:
+                elements = [self._register(scope, f"{name}.{axis}", type_name) for axis in "xyzw"[:width]]
+                scope.vectors[name] = Vector(tuple(elements))
+                scope.registers.update({f"{name}.{color}": e for color, e in zip("rgba", elements, strict=False)})
+
+    def _register(self, scope: _Scope, name: str, type_name: str) -> Register:
+        register = Register(name + scope.suffix, type_name)
+        scope.registers[name] = register
+        assert self._entry is not None
+        self._entry.registers[register.name] = type_name
+        return register
 
     def _variable(self, match: re.Match[str]) -> None:
         space, align, type_name, name, dimensions = match.groups()

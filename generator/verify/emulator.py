@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,17 @@ def _place(finding: Finding) -> tuple[str, int, int, int]:
 class EmulatedObject:
     """A compiled kernel that ``run_case`` can call; ``report`` is the last call's.
 
-    ``prior``: every tensor may still be in use by the launch before this one (a kernel with PDL must wait for it).
+    ``prior`` names tensors that the launch before this one may still be using (a kernel with PDL must wait for it).
     """
 
     def __init__(
-        self, made: Object, contract: Contract, *, prior: bool = False, client: Client | None = None, **options: Any
+        self,
+        made: Object,
+        contract: Contract,
+        *,
+        prior: Collection[str] = (),
+        client: Client | None = None,
+        **options: Any,
     ) -> None:
         self._object, self._contract, self._prior = made, contract, prior
         self._client, self._options = client, options
@@ -115,8 +121,10 @@ class EmulatedObject:
     def __call__(self, *arguments: Any) -> None:
         named = dict(zip((each.name for each in self._contract.arguments), arguments, strict=True))
         values = bound(self._contract, {name: value for name, value in named.items() if value is not None})
-        if self._prior:
-            values = [replace(each, prior=True) if isinstance(each, Argument) else each for each in values]
+        values = [
+            replace(each, prior=True) if isinstance(each, Argument) and each.name in self._prior else each
+            for each in values
+        ]
         self.report = run(
             self._object, *values, schedules=self.schedule, probes=self.probes, client=self._client, **self._options
         )

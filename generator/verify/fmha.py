@@ -50,7 +50,7 @@ class Shape:
 def _shapes(tile_m: int, tile_n: int) -> list[Shape]:
     """1, 2, 3, 5 and 17 KV tiles, whole and cut short; queries never as many as keys; MHA, GQA and MQA."""
     return [
-        Shape(1, tile_m, tile_n, 2, 2),
+        Shape(1, tile_m - 24, tile_n, 2, 2),
         Shape(2, 1, tile_n - 9, 4, 2),
         Shape(1, tile_m + 5, 2 * tile_n, 3, 1, "rising"),
         Shape(2, 3, 2 * tile_n - 1, 2, 2, "falling"),

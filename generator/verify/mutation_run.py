@@ -27,11 +27,15 @@ from dsv4.generator.verify.run import run_case
 from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.cache import Artifact
 
-WIDE_SCHEDULES = 3
+FEW_SCHEDULES = 3
+"""Races are found whatever the schedule, wrong values in one of the first: the others run over few cases."""
+ALL_SCHEDULES_CASES = 3
 ENDLESS, ERROR = "endless", "error"
 INSTRUCTION_FACTOR = 20
 """A mutated kernel may execute so many times the instructions of the unmutated one before it counts as endless."""
 NEAR_LINES = 3
+WEIGHTS = {"w", "sink"}
+"""Tensors that no launch writes: a kernel may read them before griddepcontrol.wait."""
 TEXTS_PER_PROCESS = 40
 """The emulating process keeps every text that it has read; after so many it is replaced."""
 
@@ -85,12 +89,13 @@ class Subject:
         return mutations(self.text, sources=self.sources)
 
     def kernel(self, made: Object, client: Client, *, threads: int) -> EmulatedObject:
-        """A compiled form of the kernel, to be called. One with PDL finds every tensor in use by the launch before."""
+        """A compiled form of the kernel, to be called. One with PDL finds its tensors in use by the launch before."""
         manifest = self.manifest
+        tensors = {each.name for each in manifest.contract.arguments if each.kind == "tensor"}
+        prior = tensors - WEIGHTS if manifest.variant.get("pdl") else set()
         return EmulatedObject(
-            made, manifest.contract, prior=bool(manifest.variant.get("pdl", False)), client=client, threads=threads,
-            max_instructions=self.max_instructions,
-        )  # fmt: skip
+            made, manifest.contract, prior=prior, client=client, threads=threads, max_instructions=self.max_instructions
+        )
 
 
 def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
@@ -100,7 +105,9 @@ def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     if manifest.op == "fmha":
         tile_m, tile_n = int(manifest.config["tile_m"]), int(manifest.config["tile_n"])
         five_tiles = fmha.Shape(1, tile_m + 37, 5 * tile_n - 31, 1, 1, "mixed")
-        chosen += [found[5], _fmha_case(manifest, five_tiles, seed)]  # the first of them has tensors with gaps
+        chosen += [_fmha_case(manifest, five_tiles, seed), found[5]]  # the last one has tensors with gaps
+        if manifest.variant["causal"]:
+            chosen.append(_fmha_case(manifest, fmha.Shape(1, 2 * tile_m + 43, 31, 1, 1), seed))  # tiles without keys
     return chosen
 
 
@@ -118,16 +125,19 @@ def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:
 
 
 def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True) -> Subject:
-    """The kernel of an artifact, with its small cases and, where ``wide``, its wide ones under three of the schedules.
+    """The kernel of an artifact with its small cases: the first three run under all schedules, the others, and where
+    ``wide`` the wide ones, under three.
 
     Raises ValueError where it has findings as it is: mutations would prove nothing then.
     """
     manifest = artifact.manifest
     warps = max(-(-math.prod(launch.block) // 32) for launch in manifest.launches)
     names = [policy.name for policy in policies(schedules, 0, warps)]
-    runs = [(case, name) for name in names for case in small_cases(manifest)]
+    few, small = names[:FEW_SCHEDULES], small_cases(manifest)
+    runs = [(case, name) for name in few for case in small]
+    runs += [(case, name) for name in names[len(few) :] for case in small[:ALL_SCHEDULES_CASES]]
     if wide:
-        runs += [(case, name) for name in names[:WIDE_SCHEDULES] for case in wide_cases(manifest)]
+        runs += [(case, name) for case in wide_cases(manifest) for name in few]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most = 1

@@ -1,1 +1,1 @@
-"""Checkpoints: which tensors a configuration has, reading them from safetensors files, and bringing them to a device."""
+"""Checkpoints: which tensors a configuration has, and bringing them from safetensors files to a device."""

@@ -110,8 +110,8 @@ def _rope(config: ModelConfig) -> Iterator[str]:
     if not scaling.factor >= 1:
         yield f"rope_scaling.factor: found {scaling.factor}; valid: 1 or more"
     if scaling.original_max_position_embeddings < 1:
-        found = scaling.original_max_position_embeddings
-        yield f"rope_scaling.original_max_position_embeddings: found {found}; valid: 1 or more"
+        length = scaling.original_max_position_embeddings
+        yield f"rope_scaling.original_max_position_embeddings: found {length}; valid: 1 or more"
     if not scaling.beta_fast > scaling.beta_slow > 0:
         found = f"beta_fast {scaling.beta_fast} and beta_slow {scaling.beta_slow}"
         yield f"rope_scaling: found {found}; valid: beta_fast > beta_slow > 0"

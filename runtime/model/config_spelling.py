@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ _INFERENCE_YARN = {
     "original_seq_len": "original_max_position_embeddings",
 }
 _ONLY_INFERENCE = (set(_INFERENCE_NAMES) | set(_INFERENCE_YARN)) - set(_INFERENCE_NAMES.values()) - {"dtype"}
-_NOT_WRITTEN = {"norm_eps", "hc_eps", "n_mtp_layers", "max_seq_len"}
-"""Left out of the official ``inference/config.json``, whose code has constants for them."""
+_CONSTANTS = {"n_mtp_layers": 1, "norm_eps": 1e-6, "hc_eps": 1e-6}
+"""Left out of the official ``inference/config.json``, because its code has them."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ def _from_inference(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     yarn = {name: values[key] for key, name in _INFERENCE_YARN.items()}
     plain = yarn["original_max_position_embeddings"] == 0
     fields["rope_scaling"] = None if plain else {"type": "yarn", **yarn}
-    if "max_position_embeddings" not in fields:
+    if "max_position_embeddings" not in fields and not plain:
         reach = (yarn["factor"], yarn["original_max_position_embeddings"])
-        if all(isinstance(number, int) for number in reach):
-            fields["max_position_embeddings"] = reach[0] * reach[1]
+        numbers = all(isinstance(number, int | float) for number in reach)  # else these are complained of anyway
+        fields["max_position_embeddings"] = int(reach[0] * reach[1]) if numbers else 1
     dtype = values.get("dtype", "fp8")
     if dtype not in ("fp8", "bf16"):
         raise ConfigError(f"{source}: dtype: found {dtype!r}; valid: 'fp8' or 'bf16'")
@@ -214,7 +215,7 @@ def from_pydantic(error: ValidationError, values: Mapping[str, Any]) -> list[str
         elif item["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown; valid: the keys of the official files")
         elif item["type"] == "value_error":
-            lines += str(item["ctx"]["error"]).split("\n")
+            lines += [_first_word_as(line, spelled) for line in str(item["ctx"]["error"]).split("\n")]
         else:
             hint = "; 'fp8' is that of the Base uploads, which are not supported" if where == "expert_dtype" else ""
             valid = item["msg"].removeprefix("Input should be ")
@@ -226,13 +227,23 @@ def _spelled_as(values: Mapping[str, Any]) -> dict[str, str]:
     if not _ONLY_INFERENCE & set(values):
         return {}
     yarn = {f"rope_scaling.{name}": key for key, name in _INFERENCE_YARN.items()}
-    return {**{name: key for key, name in _INFERENCE_NAMES.items()}, **yarn, "quantization_config.scale_fmt": "scale_fmt"}
+    return {
+        **{name: key for key, name in _INFERENCE_NAMES.items()},
+        **yarn,
+        "quantization_config.scale_fmt": "scale_fmt",
+    }
 
 
 def _path(parts: tuple[int | str, ...], spelled: Mapping[str, str]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     layer = f" (layer {parts[1]})" if len(parts) == 2 and parts[0] == "compress_ratios" else ""
     return spelled.get(path, path) + layer
+
+
+def _first_word_as(line: str, spelled: Mapping[str, str]) -> str:
+    name = re.split(r"[^\w.]", line, maxsplit=1)[0]
+    other = spelled.get(name, name)
+    return line if other == name else f"{other} ({name}){line[len(name) :]}"
 
 
 def require_agreement(
@@ -254,6 +265,9 @@ def require_agreement(
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The Hugging Face spelling of ``config``."""
     values = config.model_dump(mode="json")
+    values |= {key: _whole(values[key]) for key in ("rope_theta", "compress_rope_theta")}
+    if values["rope_scaling"] is not None:
+        values["rope_scaling"] = {key: _whole(value) for key, value in values["rope_scaling"].items()}
     if values["expert_dtype"] is None:
         del values["expert_dtype"]
     if values["quantization_config"] is None:
@@ -265,17 +279,24 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_inference(config: ModelConfig) -> dict[str, Any]:
-    """The spelling of the official inference code; what that code has constants for is left out."""
-    values = {key: getattr(config, field) for key, field in _INFERENCE_NAMES.items() if key not in _NOT_WRITTEN}
+    """The spelling of the official inference code; what that code knows by itself is left out."""
+    values = {key: getattr(config, field) for key, field in _INFERENCE_NAMES.items()}
+    values = {key: value for key, value in values.items() if value != _CONSTANTS.get(key)}
     values["compress_ratios"] = list(config.compress_ratios)
-    if config.num_nextn_predict_layers != 1:
-        values["n_mtp_layers"] = config.num_nextn_predict_layers
     yarn = config.rope_scaling
-    values |= {key: getattr(yarn, name) if yarn else 0 for key, name in _INFERENCE_YARN.items()}
+    if yarn and values["max_seq_len"] == int(yarn.factor * yarn.original_max_position_embeddings):
+        del values["max_seq_len"]
+    values |= {key: _whole(getattr(yarn, name)) if yarn else 0 for key, name in _INFERENCE_YARN.items()}
+    values |= {key: _whole(values[key]) for key in ("rope_theta", "compress_rope_theta")}
     values["dtype"] = "bf16" if config.quantization_config is None else "fp8"
     values["scale_fmt"] = "ue8m0"
     if config.quantization_config is not None:
         values["expert_dtype"] = "fp4"
-    elif values["expert_dtype"] is None:
-        del values["expert_dtype"]
+    else:
+        values.pop("expert_dtype", None)
     return values
+
+
+def _whole(value: Any) -> Any:
+    """A whole number without its ``.0``, as the official files have it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -55,6 +55,13 @@ def test_inner_names_hide_outer_ones() -> None:
     assert types == ["b32", "b64", "b32"]
 
 
+def test_vector_registers_have_a_name_and_four_elements() -> None:
+    entry = _entry("{ .reg .v4 .b32 abcd; mov.b32 abcd.y, 1; mov.b32 abcd.a, 2; st.v4.b32 [%r1], abcd; }")
+    y, last, whole = (i.operands[-1] if n == 2 else i.operands[0] for n, i in enumerate(entry.instructions))
+    assert isinstance(whole, Vector) and [e.type for e in whole.elements] == ["b32"] * 4
+    assert (whole.elements[1], whole.elements[3]) == (y, last)  # .r .g .b .a are other names of .x .y .z .w
+
+
 def test_operands() -> None:
     text = (
         "elect.sync %r1|%p1, -1;\nst.shared.v2.b32 [%r2+-8], {%r3, _};\nmov.b32 %r1, 0f3F800000;\nmov.b32 %r4, smem;\n"

@@ -40,6 +40,12 @@ ONE_MAXIMUM: Edits = {
 SINK_IN_LOGITS: Edits = {  # added to every real logit it cancels out: what is left is the missing column
     "softmax": ("denominator = total + cute.math.exp2(sink * LOG2_E - shift, fastmath=True)", "denominator = total")
 }
+TAKEN_BRANCH: Edits = {
+    "source": (
+        "    if cutlass.const_expr(pdl):\n        cute.arch.griddepcontrol_wait()",
+        "    if cutlass.const_expr(not pdl):\n        cute.arch.griddepcontrol_wait()",
+    )
+}
 O_ON_S: Edits = {"source": ("O_FIRST_COLUMNS = (64,)", "O_FIRST_COLUMNS = (0,)")}
 
 
@@ -70,6 +76,7 @@ JOBS: dict[str, Job] = {
     "pinned tile": _sm90(PINNED_TILE),
     "no rescale": _sm90(NO_RESCALE),
     "one maximum": _sm90(ONE_MAXIMUM),
+    "taken branch": _sm90(TAKEN_BRANCH),
     "sink in logits": _sm90(SINK_IN_LOGITS, has_sink=True),
     **{f"stages {n}": _sm90(kv_stage=n) for n in STAGE_COUNTS},
     **{f"phase stays {n}": _sm90(PHASE_STAYS, kv_stage=n) for n in STAGE_COUNTS},

@@ -26,7 +26,6 @@ from dsv4.generator.verify.blame import WrongElement, wrong_element
 from dsv4.generator.verify.case import Case
 from dsv4.generator.verify.emulator import EmulatedObject
 from dsv4.runtime.artifact import Contract, Scalar
-from dsv4.runtime.ops.fmha import CONTRACT as FMHA
 
 OPTIONS = "--enable-tvm-ffi --keep-ptx --keep-cubin --generate-line-info"
 DEVICE = "dsv4.generator.device"
@@ -156,8 +155,15 @@ def compile_job(job: Job, folder: str) -> Compiled:
     Path(folder).mkdir()
     if job.module:
         compiled = getattr(importlib.import_module(job.module), job.function)(*job.arguments, _dump_folder())
-        return _result(compiled, folder, "", FMHA if job.op else None, dict(job.config))
+        return _result(compiled, folder, "", _called_like(job.op) if job.op else None, dict(job.config))
     return _compile_plan(job, folder)
+
+
+def _called_like(op: str) -> Contract:
+    """The names and the order of an operator's arguments."""
+    from dsv4.generator.spec import default_plans
+
+    return default_plans(op, "sm_90a")[0].contract
 
 
 def _dump_folder() -> str:

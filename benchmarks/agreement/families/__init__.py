@@ -23,6 +23,7 @@ MODULES = (
     "tensor_tiles",
     "tensor_writes",
     "bulk_copies",
+    "faults",
 )
 
 

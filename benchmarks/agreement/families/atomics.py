@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.agreement.families.floats import doubles, halves, paired
+from benchmarks.agreement.families.floats import SPECIAL_32, SPECIAL_64, crossed, doubles, halves, paired
 from benchmarks.agreement.probe import OUT, TARGET, Probe
 from benchmarks.agreement.tables import mixed_f32, mixed_u32, mixed_u64, table
 from dsv4.emulator.text_kernel import Kernel, aligned
@@ -27,7 +27,12 @@ def _rows(forms: tuple[str, ...], bits: int) -> list[tuple[str, str]]:
         for form in forms:
             rows.append((f"atom.{space}.{form}", f"{setup} atom.{space}.{form} d, [{where}], b;"))
             if "exch" not in form:
-                rows.append((f"red.{space}.{form}", f"{setup} red.{space}.{form} [{where}], b; ld.{space}.b{bits} d, [{where}];"))
+                rows.append(
+                    (
+                        f"red.{space}.{form}",
+                        f"{setup} red.{space}.{form} [{where}], b; ld.{space}.b{bits} d, [{where}];",
+                    )
+                )
         form = f"atom.{space}.cas.b{bits}"
         rows.append((form, f"{setup} {form} d, [{where}], b, 77; ld.{space}.b{bits} d, [{where}];"))
     return rows
@@ -73,21 +78,30 @@ def _vectors() -> Iterator[Probe]:
         yield Probe("atomics", f"vector_{name}", Kernel(own + statement, {}, arrays, block=128, target=TARGET))
 
 
+def _with_special(values: tuple[np.ndarray, np.ndarray], special: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same two operands with all pairs of special values in front."""
+    pairs = crossed(special, 2, (2 * len(special)) ** 2).reshape(2, -1)
+    a, b = (np.concatenate([pair, value])[: len(value)] for pair, value in zip(pairs, values, strict=True))
+    return a, b
+
+
 def probes() -> Iterator[Probe]:
     rng = np.random.default_rng(71)
     a, b = mixed_u32(rng, COUNT), mixed_u32(rng, COUNT)
     yield _table("words", WORD, a, np.where(rng.integers(0, 3, COUNT) == 0, a, b).astype(np.uint32))
     yield _table("longs", LONG, mixed_u64(rng, COUNT), mixed_u64(rng, COUNT))
-    yield _table("f32", ("add.f32",), mixed_f32(rng, COUNT), mixed_f32(rng, COUNT), "f32")
-    yield _table("f64", ("add.f64",), doubles(rng, COUNT), doubles(rng, COUNT), "f64")
+    single = _with_special((mixed_f32(rng, COUNT), mixed_f32(rng, COUNT)), SPECIAL_32)
+    yield _table("f32", ("add.f32",), *single, "f32")
+    double = _with_special((doubles(rng, COUNT), doubles(rng, COUNT)), SPECIAL_64)
+    yield _table("f64", ("add.f64",), *double, "f64")
     for name, exponent_bits in (("f16", 5), ("bf16", 8)):
         codes = paired(halves(rng, 4 * COUNT, exponent_bits))
         yield _table(f"{name}x2", (f"add.noftz.{name}x2",), codes[:COUNT], codes[COUNT:], "bits")
-        single = halves(rng, 2 * COUNT, exponent_bits)
+        scalars = halves(rng, 2 * COUNT, exponent_bits)
         rows = [
             (f"atom.global.{form}", f"st.global.b16 [to], a; atom.global.{form} d, [to], b; ld.global.b16 d, [to];")
             for form in (f"add.noftz.{name}",)
         ]
-        yield table("atomics", name, rows, {"a": single[:COUNT], "b": single[COUNT:]}, out_bytes=2, kind=name)
+        yield table("atomics", name, rows, {"a": scalars[:COUNT], "b": scalars[COUNT:]}, out_bytes=2, kind=name)
     yield _contended()
     yield from _vectors()

@@ -31,7 +31,8 @@ def _sequence(seed: int) -> tuple[str, list[str]]:
     """Statements of one thread and a label for each test: arrivals, transactions before and after they are expected."""
     rng = np.random.default_rng(seed)
     state = _State(*[int(rng.integers(1, 6))] * 2)
-    body, labels = f"mbarrier.init.shared.b64 [%smem], {state.expected};\n", []
+    body = f"mbarrier.init.shared.b64 [%smem], {state.expected};\n"
+    labels: list[str] = []
     states = 0
 
     def tested(label: str) -> None:
@@ -112,12 +113,12 @@ def probes() -> Iterator[Probe]:
         yield Probe("barriers", f"sequence_{seed}", Kernel(guarded, {}, arrays, target=TARGET), tuple(labels))
     yield _remote()
     a = mixed_u32(np.random.default_rng(81), 1024)
-    negative = "setp.lt.s32 p, a, 0;"
+    negative, later = "setp.lt.s32 p, a, 0;", "setp.ge.u32 q, %thread, 64;"
     rows = [
         ("bar.red.popc", f"{negative} bar.red.popc.u32 d, 0, p;"),
         ("bar.red.popc negated", f"{negative} bar.red.popc.u32 d, 1, 128, !p;"),
         ("bar.red.and", f"{negative} bar.red.and.pred q, 0, p; selp.b32 d, 1, 0, q;"),
         ("bar.red.or", f"{negative} bar.red.or.pred q, 2, 128, p; selp.b32 d, 1, 0, q;"),
-        ("bar.red.popc of 64", f"{negative} mov.b32 d, 0; setp.ge.u32 q, %thread, 64; @q bra S; bar.red.popc.u32 d, 3, 64, p; S:"),
+        ("bar.red.popc of 64", f"{negative} mov.b32 d, 0; {later} @q bra S; bar.red.popc.u32 d, 3, 64, p; S:"),
     ]  # fmt: skip
     yield table("barriers", "reductions", rows, {"a": a})

@@ -90,7 +90,9 @@ def probes() -> Iterator[Probe]:
             if form.startswith(("inc", "dec")):
                 before &= 0x1FF
                 added &= 0xFF
-            body = fill("source", BYTES // 4, AT) + FENCE + f"@%lead {REDUCE}.{form} [%a_{OUT}], [%smem+{AT}], {BYTES};\n"
+            body = (
+                fill("source", BYTES // 4, AT) + FENCE + f"@%lead {REDUCE}.{form} [%a_{OUT}], [%smem+{AT}], {BYTES};\n"
+            )
             kernel = Kernel(body + DONE, {}, {"source": added, OUT: before}, target=TARGET)
             kind = element_type if element_type in ("f16", "bf16", "f32", "f64") else "bits"
             yield Probe("bulk_copies", f"global.{form}", kernel, kind=kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -80,7 +80,9 @@ def doubles(rng: np.random.Generator, count: int) -> np.ndarray:
     found = scaled(rng, count, -40, 41).view(np.uint64)
     bits = rng.integers(0, 2**64, count, dtype=np.uint64)
     found = np.where(rng.integers(0, 3, count) > 0, found, bits)
-    special = np.array([0, 1, 1 << 52, 0x3FF << 52, 0x7FF << 52, (0x7FF << 52) + 1, 2**63 - 1, (0x7FF << 52) - 1], np.uint64)
+    special = np.array(
+        [0, 1, 1 << 52, 0x3FF << 52, 0x7FF << 52, (0x7FF << 52) + 1, 2**63 - 1, (0x7FF << 52) - 1], np.uint64
+    )
     special = np.concatenate([special, special | np.uint64(1 << 63)])
     found[: 8 * len(special)] = np.tile(special, 8)
     return rng.permutation(found)
@@ -88,6 +90,30 @@ def doubles(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def paired(codes: np.ndarray) -> np.ndarray:
     return codes[0::2].astype(np.uint32) | codes[1::2].astype(np.uint32) << 16
+
+
+SPECIAL_64 = np.array(
+    [0, 1, 0x000FFFFFFFFFFFFF, 1 << 52, 0x3FF << 52, 0x7FEFFFFFFFFFFFFF, 0x7FF << 52, 0x7FF0000000000001, 0x7FFC << 48],
+    np.uint64,
+)
+SPECIAL_32 = np.array(
+    [0, 1, 0x007FFFFF, 0x00800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FE00000], np.uint32
+)
+
+
+def crossed(special: np.ndarray, operands: int, count: int) -> np.ndarray:
+    """Combinations of special values and their negatives, one operand after the other, ``count`` of each."""
+    top = special.dtype.type(1 << (8 * special.itemsize - 1))
+    both = np.concatenate([special, special | top])
+    index = np.arange(count) * (1 if operands < 3 else 7)
+    parts = [both[index // len(both) ** n % len(both)] for n in range(operands)]
+    return np.concatenate(parts)
+
+
+def special_probes(family: str, forms: Mapping[str, str], special: np.ndarray, suffix: str) -> Iterator[Probe]:
+    """Every pair (and many a triple) of zeros, subnormal numbers, infinities and NaN."""
+    operands = {8 * special.itemsize: crossed(special, 3, 384)}
+    yield from form_probes(family, forms, operands, count=384, suffix=suffix)
 
 
 def probes() -> Iterator[Probe]:
@@ -101,3 +127,12 @@ def probes() -> Iterator[Probe]:
         codes = halves(rng, 8 * COUNT, exponent_bits)
         yield from form_probes("floats", single_forms, {16: codes}, count=COUNT, suffix=f"_{name}")
         yield from form_probes("floats", pair_forms, {32: paired(codes)}, count=COUNT // 2, suffix=f"_{name}x2")
+    yield from special_probes("floats", SINGLE, SPECIAL_32, "_f32_special")
+    yield from special_probes("floats", DOUBLE, SPECIAL_64, "_f64_special")
+    for name, exponent_bits, single_forms in (("f16", 5, HALF), ("bf16", 8, BF16)):
+        fraction_bits = 15 - exponent_bits
+        top = ((1 << exponent_bits) - 1) << fraction_bits
+        one = ((1 << (exponent_bits - 1)) - 1) << fraction_bits
+        least = 1 << fraction_bits
+        special = np.array([0, 1, least - 1, least, one, top - 1, top, top + 1, 0x7FF0], np.uint16)
+        yield from special_probes("floats", single_forms, special, f"_{name}_special")

@@ -34,8 +34,8 @@ FORMS = {
     "shf.{l,r}.{wrap,clamp}.b32": "32 32 32 32",
     "prmt.b32{,.f4e,.b4e,.rc8,.ecl,.ecr,.rc16}": "32 32 32 32",
     "brev.b{32,64}": "n n",
-    "bfe.{s,u}{32,64}": "n n 32 32",
-    "bfi.b{32,64}": "n n n 32 32",
+    "bfe.{s,u}32": "n n 32 32",
+    "bfi.b32": "n n n 32 32",
     "bmsk.{wrap,clamp}.b32": "32 32 32",
     "szext.{wrap,clamp}.{s,u}32": "32 32 32",
     "{popc,clz}.b{32,64}": "32 n",
@@ -89,3 +89,7 @@ def probes() -> Iterator[Probe]:
     three = {f"{name}32": values[32][n * COUNT : (n + 1) * COUNT] for n, name in enumerate("abc")}
     rows = [(f"lop3 {table_:#x}", f"lop3.b32 d, a32, b32, c32, {table_};") for table_ in LUTS]
     yield table("integers", "predicates_and_packing", rows + COMBINED, three)
+    fields = {"a": values[64][:COUNT], "b": values[64][COUNT : 2 * COUNT]}
+    fields |= {"c": values[32][:COUNT] & 0xFF, "e": values[32][COUNT : 2 * COUNT] & 0x7F}  # the ISA allows 0 to 255
+    rows = [(f"bfe.{sign}64", f"bfe.{sign}64 d, a, c, e;") for sign in "su"] + [("bfi.b64", "bfi.b64 d, a, b, c, e;")]
+    yield table("integers", "long_fields", rows, fields, out_bytes=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,12 @@ def _shuffles() -> list[tuple[str, str]]:
             for offset in (1, 3, 16, 31):
                 form = f"shfl.sync.{mode}.b32"
                 rows.append((f"{form} {offset} {clamp:#x}", f"{form} d|p, a, {offset}, {clamp}, -1;"))
-                rows.append((f"{form} {offset} {clamp:#x} valid", f"{form} t0|p, a, {offset}, {clamp}, -1; selp.b32 d, 1, 0, p;"))
+                rows.append(
+                    (
+                        f"{form} {offset} {clamp:#x} valid",
+                        f"{form} t0|p, a, {offset}, {clamp}, -1; selp.b32 d, 1, 0, p;",
+                    )
+                )
         rows.append((f"shfl {mode} by lane", f"and.b32 t0, b, 63; shfl.sync.{mode}.b32 d|p, a, t0, 31, -1;"))
         rows.append((f"shfl {mode} all operands", f"shfl.sync.{mode}.b32 d|p, a, b, c, -1;"))
     return rows
@@ -31,7 +37,10 @@ def _reductions() -> list[tuple[str, str]]:
     for form in ("add.s32", "add.u32", "min.s32", "max.s32", "min.u32", "max.u32", "and.b32", "or.b32", "xor.b32"):
         rows.append((f"redux.{form}", f"redux.sync.{form} d, a, -1;"))
         rows.append(
-            (f"redux.{form} of 20 lanes", f"mov.b32 d, 5; setp.lt.u32 p, lane, 20; @p redux.sync.{form} d, a, {FIRST_20};")
+            (
+                f"redux.{form} of 20 lanes",
+                f"mov.b32 d, 5; setp.lt.u32 p, lane, 20; @p redux.sync.{form} d, a, {FIRST_20};",
+            )
         )
     return rows
 
@@ -42,7 +51,10 @@ def _votes() -> list[tuple[str, str]]:
     for mode in ("all", "any", "uni"):
         for negated in ("", "!"):
             rows.append(
-                (f"vote.{mode} {negated}", f"setp.lt.s32 p, g, 0; vote.sync.{mode}.pred q, {negated}p, -1; selp.b32 d, 1, 0, q;")
+                (
+                    f"vote.{mode} {negated}",
+                    f"setp.lt.s32 p, g, 0; vote.sync.{mode}.pred q, {negated}p, -1; selp.b32 d, 1, 0, q;",
+                )
             )
     rows += [
         ("ballot of odd lanes", f"mov.b32 d, 0; {odd} setp.lt.s32 q, a, 0; @p vote.sync.ballot.b32 d, q, {ODD};"),
@@ -78,4 +90,5 @@ def probes() -> Iterator[Probe]:
     g = np.where(np.arange(COUNT) // 32 % 2, uniform, a).astype(np.uint32)
     yield table("lanes", "shuffles", _shuffles(), {"a": a, "b": b, "c": c})
     yield table("lanes", "reductions", _reductions(), {"a": a})
-    yield table("lanes", "votes", _votes(), {"a": a, "b": b, "g": g})
+    votes = table("lanes", "votes", _votes(), {"a": a, "b": b, "g": g})
+    yield replace(votes, open_rows=tuple(label for label in votes.labels if label.startswith("elect")))

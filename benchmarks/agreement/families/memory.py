@@ -24,7 +24,9 @@ def _widths() -> list[tuple[str, str]]:
     far = "and.b32 t0, lane, 31; mad.wide.u32 w0, t0, 8, %a_a;"
     near = "mov.u32 t1, %smem; mad.lo.u32 t1, %thread, 8, t1; cvt.u64.u32 w1, t1; st.shared.b64 [t1], a;"
     for kind in ("s8", "u8", "b8"):
-        rows.append((f"ld.global.{kind}", f"{far} ld.global.{kind} h0, [w0+3]; mov.b32 t1, {{h0, 0}}; cvt.u64.u32 d, t1;"))
+        rows.append(
+            (f"ld.global.{kind}", f"{far} ld.global.{kind} h0, [w0+3]; mov.b32 t1, {{h0, 0}}; cvt.u64.u32 d, t1;")
+        )
         rows.append((f"ld.shared.{kind}", f"{near} ld.shared.{kind} t2, [t1+5]; cvt.u64.u32 d, t2;"))
     for kind in ("s16", "u16", "b16"):
         rows.append((f"ld.global.{kind}", f"{far} ld.global.{kind} t1, [w0+2]; cvt.u64.u32 d, t1;"))
@@ -32,7 +34,7 @@ def _widths() -> list[tuple[str, str]]:
     for kind in ("s32", "u32"):
         rows.append((f"ld.global.{kind} wide", f"{far} ld.global.{kind} d, [w0+4];"))
     rows += [
-        ("st.shared.b8", f"{near} cvt.u32.u64 t2, a; shr.u32 t2, t2, 9; st.shared.b8 [t1+2], t2; ld.shared.b64 d, [t1];"),
+        ("st.shared.b8", f"{near} cvt.u32.u64 t2, a; st.shared.b8 [t1+2], t2; ld.shared.b64 d, [t1];"),
         ("st.shared.b16", f"{near} cvt.u32.u64 t2, a; st.shared.b16 [t1+6], t2; ld.shared.b64 d, [t1];"),
         ("ld generic shared", f"{near} cvta.shared.u64 w1, w1; ld.b64 d, [w1];"),
         ("ld.global.v2.b16", f"{far} ld.global.v2.b16 {{h0, h1}}, [w0+4]; mov.b32 t1, {{h1, h0}}; cvt.u64.u32 d, t1;"),
@@ -86,14 +88,22 @@ def _remote() -> Iterator[Probe]:
     ld.shared.b32 %r8, [%r1+512]; ld.shared.b32 %r9, [%r1+1024]; ld.shared.b32 %r11, [%r1+1536];
     mad.lo.u32 %r10, %rank, 128, %thread; mul.wide.u32 %d0, %r10, 4; add.u64 %d0, %d0, %a_{OUT};
     """
-    body = "shl.b32 %r0, %thread, 2; add.u32 %r1, %smem, %r0; mov.u32 %r5, 7; st.shared.b32 [%r1+1024], %r5; st.shared.b32 [%r1+1536], %r5;\n" + body
+    start = "shl.b32 %r0, %thread, 2; add.u32 %r1, %smem, %r0; mov.u32 %r5, 7;\n"
+    start += "st.shared.b32 [%r1+1024], %r5; st.shared.b32 [%r1+1536], %r5;\n"
+    body = start + body
     for n, register in enumerate((5, 6, 7, 8, 9, 11, 4)):
         body += f"st.global.b32 [%d0+{n * 4 * 128 * CLUSTER}], %r{register};\n"
-    labels = ("ld.shared::cluster", "mapa generic", "atom remote", "st.shared::cluster", "red remote", "atom's sum", "mapa address")
-    arrays = {OUT: aligned(np.zeros((7, CLUSTER * 128), np.uint32))}
-    yield Probe(
-        "memory", "remote_shared", Kernel(body, {}, arrays, block=128, cluster=CLUSTER, target=TARGET), labels
+    labels = (
+        "ld.shared::cluster",
+        "mapa generic",
+        "atom remote",
+        "st.shared::cluster",
+        "red remote",
+        "atom's sum",
+        "mapa address",
     )
+    arrays = {OUT: aligned(np.zeros((7, CLUSTER * 128), np.uint32))}
+    yield Probe("memory", "remote_shared", Kernel(body, {}, arrays, block=128, cluster=CLUSTER, target=TARGET), labels)
 
 
 def probes() -> Iterator[Probe]:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.agreement.maps import (
-    FENCE, LOAD, TILE, coordinates_of, dump_at, loads, paint, random_map, tile_words,
+    FENCE,
+    LOAD,
+    TILE,
+    coordinates_of,
+    dump_at,
+    loads,
+    paint,
+    random_map,
+    tile_words,
 )  # fmt: skip
 from benchmarks.agreement.probe import OUT, TARGET, Probe
 from benchmarks.agreement.tables import mixed_f32
@@ -44,23 +52,19 @@ def _numbers() -> Iterator[Probe]:
     bits[:64] = np.arange(64, dtype=np.uint32) << 12 | 0x3F800000  # ties of tf32
     bits[64:96] = np.arange(32, dtype=np.uint32) << 18 | 1  # subnormal numbers
     memory = aligned(bits.reshape(16, 32))
-    for name, fields in (
-        ("f32", {}),
-        ("f32.ftz", {}),
-        ("f32 to tf32", {"round_to_tf32": True}),
-        ("f32.ftz to tf32", {"round_to_tf32": True}),
-    ):
+    for name in ("f32", "f32.ftz", "f32 to tf32", "f32.ftz to tf32"):
         element_type: ElementType = "f32.ftz" if "ftz" in name else "f32"
         tensor_map = TensorMap(
-            memory.ctypes.data, element_type, (32, 16), (128,), (32, 16), spans_fetch=False, fill_nan=True, **fields
-        )  # type: ignore[arg-type]
+            memory.ctypes.data, element_type, (32, 16), (128,), (32, 16), spans_fetch=False, fill_nan=True,
+            round_to_tf32="tf32" in name,
+        )  # fmt: skip
         yield _probe(f"numbers.{name}", tensor_map, memory, [(0, 0), (0, 8), (28, 12)])
     for element_type in ("f16", "bf16", "f64"):
         plain = aligned(np.zeros((8, 64), np.uint8))
         size = {"f16": 2, "bf16": 2, "f64": 8}[element_type]
         tensor_map = TensorMap(
             plain.ctypes.data, element_type, (64 // size, 8), (64,), (64 // size, 8), spans_fetch=False, fill_nan=True
-        )  # type: ignore[arg-type]
+        )
         yield _probe(f"nan_fill.{element_type}", tensor_map, plain, [(16 // size, 3), (0, 100)])
 
 
@@ -85,15 +89,50 @@ def _multicast() -> Iterator[Probe]:
             yield Probe("tensor_tiles", f"multicast.{cluster}.swizzle{swizzle}", kernel)
 
 
+def _offset_tiles() -> Iterator[Probe]:
+    """Swizzled tiles whose start is a multiple of 128 bytes, and no multiple of the swizzle's pattern."""
+    memory = aligned(np.random.default_rng(1300).integers(0, 2**16, (16, 64)).astype(np.uint16))
+    for swizzle in (32, 64, 128):
+        for offset in (128, 384):
+            tensor_map = TensorMap(
+                memory.ctypes.data, "u16", (64, 16), (128,), (swizzle // 2, 8), swizzle_bytes=swizzle, spans_fetch=False
+            )
+            places: list[tuple[int, ...]] = [(0, 3)]
+            words = tile_words(tensor_map) + 256
+            arrays = {"memory": memory, OUT: aligned(np.zeros((1, words), np.uint32))}
+            body = loads(tensor_map, places, at=TILE + offset)
+            kernel = Kernel(body, {"t": tensor_map}, arrays, read_only=("memory",), target=TARGET)
+            yield Probe("tensor_tiles", f"offset_{offset}.swizzle{swizzle}", kernel)
+
+
+def _inner_stride() -> Iterator[Probe]:
+    """An element stride of dimension 0 does not count. The wait gives up, so that a wrong count of bytes would show."""
+    memory = aligned(np.arange(16 * 64, dtype=np.uint16).reshape(16, 64))
+    for steps, count in (((2, 1), 256), ((4, 2), 128)):
+        tensor_map = TensorMap(memory.ctypes.data, "u16", (64, 16), (128,), (32, 4), steps, spans_fetch=False)
+        body = barrier_init() + paint(256) + FENCE + expect(count)
+        body += f"@%lead {LOAD.format(rank=2)} [%smem+{TILE}], [%m_t, {{8, 3}}], [%smem];\n"
+        body += "mov.u32 %r1, 0;\nAGAIN: mbarrier.test_wait.parity.shared.b64 %p1, [%smem], 0; @%p1 bra DONE;\n"
+        body += "nanosleep.u32 1000; add.u32 %r1, %r1, 1; setp.lt.u32 %p2, %r1, 3000; @%p2 bra AGAIN; DONE:\n"
+        body += "selp.b32 %r2, 1, 0, %p1; @%lead st.global.b32 [%a_out], %r2;\n" + dump_at(256, 1)
+        arrays = {"memory": memory, OUT: aligned(np.zeros(257, np.uint32))}
+        kernel = Kernel(body, {"t": tensor_map}, arrays, read_only=("memory",), target=TARGET)
+        yield Probe("tensor_tiles", f"inner_stride_{steps[0]}_{steps[1]}", kernel)
+
+
 def _replaced() -> Probe:
     """A map whose address, dimensions, stride, box and fill the kernel replaces in shared memory."""
     memory = aligned(np.arange(64 * 16, dtype=np.uint16).reshape(16, 64))
     template = TensorMap(memory.ctypes.data, "u16", (8, 8), (64,), (64, 4), spans_fetch=False)
     place = 512
-    body = barrier_init() + paint(256) + copy_words(
-        32,
-        load="add.u64 from, %m_t, wide; ld.b32 x, [from];",
-        store=f"add.u32 %at, %at, %smem; st.shared.b32 [%at+{place}], x;",
+    body = (
+        barrier_init()
+        + paint(256)
+        + copy_words(
+            32,
+            load="add.u64 from, %m_t, wide; ld.b32 x, [from];",
+            store=f"add.u32 %at, %at, %smem; st.shared.b32 [%at+{place}], x;",
+        )
     )
     head = f"@%lead tensormap.replace.tile.{{}}.shared::cta.b1024.b{{}} [%smem+{place}], "
     body += "bar.warp.sync -1;\n"
@@ -121,3 +160,5 @@ def probes() -> Iterator[Probe]:
     yield from _numbers()
     yield from _multicast()
     yield _replaced()
+    yield from _offset_tiles()
+    yield from _inner_stride()

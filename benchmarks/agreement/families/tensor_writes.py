@@ -41,7 +41,7 @@ def _store(name: str, element_type: ElementType, swizzle: int, seed: int, *, str
             place = (-tensor_map.box[0] // 2 if tensor_map.box[0] >= 32 else -abs(place[0]), *place[1:])
         body += issue(STORE, place, load=False) + DONE
     kernel = Kernel(body, {"t": tensor_map}, {"source": source, OUT: memory}, target=TARGET)
-    return Probe("tensor_writes", name, kernel)
+    return Probe("tensor_writes", name, kernel, may_fail=negative)
 
 
 def _stores() -> Iterator[Probe]:
@@ -85,6 +85,26 @@ def _reductions() -> Iterator[Probe]:
             yield Probe("tensor_writes", f"{op}.{element_type}", kernel, kind=kind)
 
 
+def _ragged() -> Iterator[Probe]:
+    """Reductions and stores into rows that end within 16 bytes, and within a box."""
+    rng = np.random.default_rng(2200)
+    forms: tuple[tuple[str, ElementType], ...] = (
+        ("add", "u32"), ("max", "s32"), ("xor", "u64"), ("add", "f16"), ("min", "bf16"), ("add", "f32"),
+    )  # fmt: skip
+    for op, element_type in forms:
+        size = np.dtype(DTYPES[element_type]).itemsize
+        columns = 32 // size + 1
+        before = aligned(_values(rng, element_type, 1024 // size)[: 512 // size].reshape(8, 64 // size))
+        added = aligned(_values(rng, element_type, 1024 // size)[: 512 // size])
+        tensor_map = TensorMap(
+            before.ctypes.data, element_type, (columns, 7), (64,), (64 // size, 8), spans_fetch=False
+        )
+        body = fill("source", 128, TILE) + FENCE + issue(REDUCE.replace("{op}", op), (0, 0), load=False) + DONE
+        kernel = Kernel(body, {"t": tensor_map}, {"source": added, OUT: before}, target=TARGET)
+        yield Probe("tensor_writes", f"ragged.{op}.{element_type}", kernel)
+
+
 def probes() -> Iterator[Probe]:
     yield from _stores()
     yield from _reductions()
+    yield from _ragged()

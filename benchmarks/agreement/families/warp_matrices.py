@@ -48,7 +48,9 @@ def _registers(codes: np.ndarray, places: tuple[np.ndarray, np.ndarray], bits: i
     return matrix.pack(codes[places], bits)
 
 
-def _probe(name: str, sets: list[Operands], shape: tuple[int, int, int], types: tuple[str, str, str], modifier: str) -> Probe:
+def _probe(
+    name: str, sets: list[Operands], shape: tuple[int, int, int], types: tuple[str, str, str], modifier: str
+) -> Probe:
     m, n, k = shape
     d_type, a_type, b_type = types
     a_bits, b_bits, d_bits = WIDTHS[a_type], WIDTHS[b_type], 16 if d_type == "f16" else 32
@@ -99,7 +101,12 @@ def probes() -> Iterator[Probe]:
         yield _probe(name, sets, (m, n, k), types, "")
         if types[0] == "f32" and m == 16:
             narrow = [
-                Operands(f"{s.label}, rows from {row}, columns from {column}", s.a[row : row + m], s.b[:, column : column + n], s.c[row : row + m, column : column + n])
+                Operands(
+                    f"{s.label}, rows from {row}, columns from {column}",
+                    s.a[row : row + m],
+                    s.b[:, column : column + n],
+                    s.c[row : row + m, column : column + n],
+                )
                 for s in threshold_sets(types, 64, k)
                 for row in (0, 48)
                 for column in (8, 16)

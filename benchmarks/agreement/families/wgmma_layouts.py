@@ -1,4 +1,4 @@
-"""wgmma: where its operands lie. Every swizzle, K-major and MN-major, every width, A in registers, descriptors that move."""
+"""wgmma: where its operands lie: every swizzle and width, K-major and MN-major, A in registers, moving descriptors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _chains() -> Iterator[Probe]:
             k = each * steps
             tiles = [tile_of(mn, k, a_type, mn_major=False, swizzle_bytes=swizzle_bytes) for mn in (ROWS, n)]
             step_bytes = 32 if swizzle_bytes else 2 * tiles[0].leading_bytes
-            wgmma = Wgmma(types, n, *tiles, steps=steps, a_step_bytes=step_bytes, b_step_bytes=step_bytes)
+            wgmma = Wgmma(types, n, tiles[0], tiles[1], steps=steps, a_step_bytes=step_bytes, b_step_bytes=step_bytes)
             operands = _operands(swizzle_bytes + n, types, n, k)
             kind = "f32" if types[0] == "f32" else "bits"
             yield Probe("wgmma_layouts", f"chain.{a_type}.K-{swizzle_bytes}", wgmma.kernel([operands]), kind=kind)
@@ -75,7 +75,7 @@ def _chains() -> Iterator[Probe]:
         types, n, steps = ("f32", "bf16", "bf16"), 128, 4
         tiles = [tile_of(mn, 16 * steps, "bf16", mn_major=True, swizzle_bytes=swizzle_bytes) for mn in (ROWS, n)]
         a_step, b_step = (2 * (t.stride_bytes if swizzle_bytes else t.leading_bytes) for t in tiles)
-        wgmma = Wgmma(types, n, *tiles, steps=steps, a_step_bytes=a_step, b_step_bytes=b_step)
+        wgmma = Wgmma(types, n, tiles[0], tiles[1], steps=steps, a_step_bytes=a_step, b_step_bytes=b_step)
         operands = _operands(swizzle_bytes, types, n, 16 * steps)
         yield Probe("wgmma_layouts", f"chain.bf16.MN-{swizzle_bytes}", wgmma.kernel([operands]), kind="f32")
 
@@ -88,14 +88,16 @@ def _odd_descriptors() -> Iterator[Probe]:
             tiles = [tile_of(mn, 16, "bf16", mn_major=False, swizzle_bytes=swizzle_bytes) for mn in (ROWS, n)]
             for tile in tiles:
                 object.__setattr__(tile, "leading_bytes", leading)
-            wgmma = Wgmma(types, n, *tiles)
+            wgmma = Wgmma(types, n, tiles[0], tiles[1])
             name = f"leading_{leading:#x}.K-{swizzle_bytes}"
-            yield Probe("wgmma_layouts", name, wgmma.kernel([_operands(leading + swizzle_bytes, types, n, 16)]), kind="f32")
+            yield Probe(
+                "wgmma_layouts", name, wgmma.kernel([_operands(leading + swizzle_bytes, types, n, 16)]), kind="f32"
+            )
     for rows in (1, 2, 4, 7):
         tiles = [tile_of(mn, 16, "bf16", mn_major=False, swizzle_bytes=128) for mn in (ROWS, n)]
         for tile in tiles:
             object.__setattr__(tile, "base_offset", rows)
-        wgmma = Wgmma(types, n, *tiles, a_start_bytes=128 * rows, b_start_bytes=128 * rows)
+        wgmma = Wgmma(types, n, tiles[0], tiles[1], a_start_bytes=128 * rows, b_start_bytes=128 * rows)
         yield Probe("wgmma_layouts", f"base_offset_{rows}", wgmma.kernel([_operands(rows, types, n, 16)]), kind="f32")
 
 
@@ -104,14 +106,14 @@ def probes() -> Iterator[Probe]:
         for swizzle_bytes in SWIZZLES:
             for a_mn in (False, True):
                 for b_mn in (False, True):
-                    a, b = (a_mn, swizzle_bytes), (b_mn, swizzle_bytes)
-                    name = f"{type_name}.{_place(a)}.{_place(b)}.gap{gap}"
-                    yield _layout(name, ("f32", type_name, type_name), n, a, b, gap)
+                    one, other = (a_mn, swizzle_bytes), (b_mn, swizzle_bytes)
+                    name = f"{type_name}.{_place(one)}.{_place(other)}.gap{gap}"
+                    yield _layout(name, ("f32", type_name, type_name), n, one, other, gap)
     for a_swizzle in SWIZZLES:
         for b_swizzle in SWIZZLES:
             if a_swizzle != b_swizzle:
-                a, b = (True, a_swizzle), (False, b_swizzle)
-                yield _layout(f"bf16.{_place(a)}.{_place(b)}", ("f32", "bf16", "bf16"), 128, a, b, 1)
+                one, other = (True, a_swizzle), (False, b_swizzle)
+                yield _layout(f"bf16.{_place(one)}.{_place(other)}", ("f32", "bf16", "bf16"), 128, one, other, 1)
     for types in TYPES:
         for swizzle_bytes in SWIZZLES:
             place = (False, swizzle_bytes)

@@ -1,0 +1,238 @@
+"""Does the emulator find planted mistakes? ``python -m benchmarks.mutations --write`` for the dated result file.
+
+Every mutation (``dsv4.emulator.mutations``) of the default kernels is run over small cases under nine schedules, until
+something is found. What nothing finds is held against the table of reasons, ``benchmarks/mutation_reasons.yaml``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness.machine import commit
+from benchmarks.harness.result import RESULTS
+from dsv4.emulator.mutations import FAMILIES, Mutation
+from dsv4.generator.build import build
+from dsv4.generator.kernel import KernelPlan
+from dsv4.generator.ptx_checks import check_ptx
+from dsv4.generator.spec import plan
+from dsv4.generator.verify.emulator import SCHEDULES
+from dsv4.generator.verify.mutation_run import ERROR, Subject, Trial, attempt_all, subject
+from dsv4.runtime.artifact import Manifest, Scalar
+from dsv4.runtime.cache import Artifact, KernelCache
+
+CHECKS = RESULTS / "checks"
+REASONS = Path(__file__).with_name("mutation_reasons.yaml")
+EQUIVALENT, NOT_REACHED, NOT_JUDGED, MISSED = KINDS = ("equivalent", "not_reached", "not_judged", "missed")
+STATIC = "static"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why mutations survive: patterns of OP/ARCH/ID, the variant that they are limited to, one of KINDS, the text."""
+
+    match: tuple[str, ...]
+    kind: str
+    reason: str
+    variant: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def fits(self, manifest: Manifest, mutation: Mutation) -> bool:
+        if any(manifest.variant.get(name) != value for name, value in self.variant.items()):
+            return False
+        name = f"{manifest.op}/{manifest.arch}/{mutation.id}"
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.match)
+
+
+def read_reasons(path: Path = REASONS) -> list[Reason]:
+    """The table. Raises ValueError for a kind that there is not or an entry without a pattern or a text."""
+    reasons = []
+    for raw in yaml.safe_load(path.read_text()):
+        made = Reason(tuple(raw["match"]), raw["kind"], " ".join(raw["reason"].split()), raw.get("variant", {}))
+        if made.kind not in KINDS or not made.match or not made.reason:
+            raise ValueError(
+                f"{path.name}: {made.match}: kind: found {made.kind}; valid: {', '.join(KINDS)}, with a reason"
+            )
+        reasons.append(made)
+    return reasons
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A mutation that no run showed. ``static`` names the static rules over its PTX that do, ``reason`` says why."""
+
+    trial: Trial
+    static: tuple[str, ...] = ()
+    reason: Reason | None = None
+
+    @property
+    def kind(self) -> str:
+        """``static``, one of KINDS, or empty for what nobody explains."""
+        return STATIC if self.static else self.reason.kind if self.reason else ""
+
+
+def explain(whole: Subject, trial: Trial, reasons: Sequence[Reason]) -> Survivor:
+    """What else is known of a mutation that no run showed."""
+    columns = whole.manifest.predicted.tmem_columns
+    static = tuple(sorted({each.check for each in check_ptx(trial.mutation.apply(whole.text), columns)}))
+    fitting = [reason for reason in reasons if reason.fits(whole.manifest, trial.mutation)]
+    return Survivor(trial, static, fitting[0] if fitting else None)
+
+
+def kernels() -> list[KernelPlan]:
+    """The defaults that are mutated: attention with and without causal mask and sink, rms_norm short and long."""
+    chosen = []
+    for arch in ("sm_90a", "sm_100a"):
+        for head_dim, causal, has_sink, pdl in (
+            (128, False, False, True),
+            (128, True, True, False),
+            (64, True, False, True),
+        ):
+            variant: dict[str, Scalar] = {"causal": causal, "has_sink": has_sink, "pdl": pdl}
+            chosen.append(plan("fmha", arch, dims={"D": head_dim}, variant=variant))
+        for d, pdl in ((512, True), (4096, False)):
+            chosen.append(plan("rms_norm", arch, dims={"d": d}, variant={"pdl": pdl}))
+    return chosen
+
+
+def run_kernel(artifact: Artifact, reasons: Sequence[Reason], jobs: int, console: Console) -> dict[str, Any]:
+    """All mutations of one kernel, as plain data for the result file."""
+    whole = subject(artifact)
+    chosen = whole.mutations()
+    trials = []
+    with console.status(f"{whole.name}: {len(chosen)} mutations") as status:
+        for trial in attempt_all(whole, chosen, jobs=jobs):
+            trials.append(trial)
+            status.update(f"{whole.name}: {len(trials)} of {len(chosen)} mutations")
+    return summary(whole, trials, reasons)
+
+
+def summary(whole: Subject, trials: Sequence[Trial], reasons: Sequence[Reason]) -> dict[str, Any]:
+    """Counts, shares and every survivor. ``of_wrong`` leaves out what is argued to be right or never executed."""
+    manifest = whole.manifest
+    survivors = [explain(whole, trial, reasons) for trial in trials if not trial.category]
+    kinds = Counter(each.kind or "unexplained" for each in survivors)
+    found = sum(trial.found for trial in trials)
+    wrong = len(trials) - kinds[EQUIVALENT] - kinds[NOT_REACHED]
+    families = {
+        family: [sum(t.found for t in trials if t.mutation.family == family), n]
+        for family in FAMILIES
+        if (n := sum(t.mutation.family == family for t in trials))
+    }
+    return {
+        "name": manifest.name, "op": manifest.op, "arch": manifest.arch, "dims": manifest.dims,
+        "variant": manifest.variant, "config": manifest.config, "ptx_sha256": manifest.ptx_sha256,
+        "cases": list(dict.fromkeys(case.name for case, _ in whole.runs)), "runs_at_most": len(whole.runs),
+        "mutations": len(trials), "found": found, "survived": dict(sorted(kinds.items())),
+        "errors": sum(trial.category == ERROR for trial in trials),
+        "share": {
+            "of_all": round(found / len(trials), 4),
+            "of_wrong": round(found / wrong, 4) if wrong else 1.0,
+            "of_wrong_with_static": round((found + kinds[STATIC]) / wrong, 4) if wrong else 1.0,
+        },
+        "found_by": dict(Counter(t.category for t in trials if t.found).most_common()),
+        "points_at": dict(Counter(t.place or "no line" for t in trials if t.found).most_common()),
+        "in_first_schedule": sum(t.found and t.schedule == whole.runs[0][1] for t in trials),
+        "families": families,
+        "survivors": [
+            {
+                "id": each.trial.mutation.id, "ptx_line": each.trial.mutation.ptx_line,
+                "source": each.trial.mutation.source.rpartition("/")[2],
+                "description": each.trial.mutation.description, "kind": each.kind, "static_rules": list(each.static),
+                "reason": each.reason.reason if each.reason else "",
+            }
+            for each in survivors
+        ],
+        "errors_said": [t.message for t in trials if t.category == ERROR],
+        "rows": [[t.mutation.id, t.category, t.place, t.schedule, t.runs] for t in trials],
+    }  # fmt: skip
+
+
+def printed(results: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("kernel", "mutations", "found", "of all", "of wrong", "with static rules", "survived", "unexplained")
+    for each in results:
+        share = each["share"]
+        rest = ", ".join(
+            f"{n} {kind.replace('_', ' ')}" for kind, n in each["survived"].items() if kind != "unexplained"
+        )
+        table.add_row(
+            each["name"], str(each["mutations"]), str(each["found"]), f"{share['of_all']:.1%}",
+            f"{share['of_wrong']:.1%}", f"{share['of_wrong_with_static']:.1%}", rest or "none",
+            str(each["survived"].get("unexplained", 0)),
+        )  # fmt: skip
+    return table
+
+
+def stale(reasons: Sequence[Reason], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Patterns of the table that no survivor fits any more."""
+    names = [f"{each['op']}/{each['arch']}/{row['id']}" for each in results for row in each["survivors"]]
+    patterns = (pattern for reason in reasons for pattern in reason.match)
+    return [pattern for pattern in patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+
+
+def main(
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the dated result file, anew after each kernel.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Mutations at a time.")] = len(os.sched_getaffinity(0)),
+    only: Annotated[str, typer.Option("--only", help="Kernels whose name contains this.")] = "",
+    cache: Annotated[Path | None, typer.Option("--cache", help="Build in this kernel cache.")] = None,
+) -> None:
+    """Mutate the default kernels, print what was found, and with --write keep it under benchmarks/results/checks."""
+    console = Console(width=150)
+    reasons, now = read_reasons(), datetime.now(UTC)
+    path = CHECKS / f"{now.date().isoformat()}_emulator_mutations.json"
+    plans = [each for each in kernels() if only in each.name]
+    results: list[dict[str, Any]] = []
+    for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
+        if built.artifact is None:
+            raise RuntimeError(f"{built.plan.name}: {built.error}")
+        results.append(run_kernel(Artifact.read(built.artifact), reasons, jobs, console))
+        console.print(printed(results[-1:]))
+        for survivor in results[-1]["survivors"]:
+            if not survivor["kind"]:
+                console.print(f"unexplained: {survivor['id']} ({survivor['description']})", markup=False)
+        if write:
+            unused = stale(reasons, results) if len(results) == len(kernels()) else []
+            head = {"schema": 1, "date": now.isoformat(timespec="seconds"), "commit": commit(), "schedules": SCHEDULES}
+            body = {"families": FAMILIES, "total": total(results), "stale_reasons": unused, "kernels": results}
+            path.write_text(dumped({**head, **body}))
+    if write:
+        console.print(f"{path.name} is written")
+
+
+def total(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over all kernels."""
+    kinds: Counter[str] = Counter()
+    for each in results:
+        kinds.update(each["survived"])
+    mutated, found = (sum(each[name] for each in results) for name in ("mutations", "found"))
+    wrong = mutated - kinds[EQUIVALENT] - kinds[NOT_REACHED]
+    return {
+        "mutations": mutated, "found": found, "survived": dict(sorted(kinds.items())),
+        "share_of_all": round(found / mutated, 4), "share_of_wrong": round(found / wrong, 4),
+        "share_of_wrong_with_static": round((found + kinds[STATIC]) / wrong, 4),
+    }  # fmt: skip
+
+
+def dumped(result: Mapping[str, Any]) -> str:
+    """JSON text with the innermost lists on one line each."""
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    innermost = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
+    return innermost.sub(lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]) + "]", text) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Generation: sequences of different lengths in one batch, prefill in chunks, decoding, drafts of the MTP layer."""

@@ -1,0 +1,39 @@
+"""mhc_post: the output of a sub-layer spread over the residual streams."""
+
+from __future__ import annotations
+
+import torch
+
+from dsv4.runtime.ops.plain import Operator
+from dsv4.runtime.reference import mhc_post as reference
+
+_operator = Operator(
+    "mhc_post",
+    reference.mhc_post,
+    "update: float [T, d]",
+    "streams: float [T, n, d]",
+    "post: wide [T, n]",
+    "comb: wide [T, n, n]",
+)
+
+
+def mhc_post(
+    update: torch.Tensor,
+    streams: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The next streams [T, n, d]: post ⊗ update + combᵀ · streams.
+
+    Args:
+        update: float [T, d], what the sub-layer gave.
+        streams: float [T, n, d], those that ``mhc_pre`` took.
+        post, comb: [T, n] and [T, n, n] from ``mhc_pre``.
+        dtype: of the arithmetic. out_dtype: of the result, by default that of ``streams``.
+
+    Raises ``ContractError``. dsv4-reference §2.3.
+    """
+    return _operator(update, streams, post, comb, dtype=dtype, out_dtype=out_dtype)

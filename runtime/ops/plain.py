@@ -1,0 +1,132 @@
+"""Operators that PyTorch serves until they have a kernel: the door, the trace, and how torch sees them.
+
+The public function of an operator gives its arguments to an ``Operator``, which checks them at the first call of each
+shape, decides what serves it and remembers that. The references are made of torch's own operators, so fake tensors,
+torch.compile, export and functional transforms go through them without a registration; while torch traces, the
+reference is called directly, and a call that is traced is not recorded. When an operator gets a kernel, its file gives
+``adapt`` (and, to be seen by torch as one call, a registration as in ``ops/rms_norm.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+from dsv4.runtime import contract, dispatch
+from dsv4.runtime.artifact import Scalar
+from dsv4.runtime.ops import door
+from dsv4.runtime.pool import Pool
+from dsv4.runtime.routing import is_compiling
+from dsv4.runtime.weight import Quantized, Weight
+
+P = ParamSpec("P")
+R = TypeVar("R")
+ValueCheck = Callable[[str, dict[str, Any]], None]
+
+
+class Operator(Generic[P, R]):
+    """Calls ``reference`` with positional arguments as ``ports`` describe them and options by keyword.
+
+    ``stem``: the operator's name in the trace and in errors. ``ports``: one line an argument, see ``door``.
+    ``dynamic``: names of sizes that vary from call to call (the rest are the model's). ``check_values``: for debug
+    mode, takes the operator's name and the arguments by name and raises ``ContractError`` for values outside their
+    domain.
+    """
+
+    def __init__(
+        self,
+        stem: str,
+        reference: Callable[P, R],
+        *ports: str,
+        dynamic: tuple[str, ...] = ("T",),
+        check_values: ValueCheck | None = None,
+    ) -> None:
+        self.stem = stem
+        self.reference = reference
+        self.ports = tuple(door.Port.read(line) for line in ports)
+        self.dynamic = frozenset(dynamic)
+        self._check_values = check_values
+        self._table = dispatch.table(stem)
+
+    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
+        if is_compiling():
+            return self.reference(*arguments, **options)
+        key = (self, *map(_key, arguments), *options.values())
+        entry = self._table.get(key)
+        if entry is None:
+            entry = self._make_entry(key, arguments, options)
+        return entry(*arguments, **options)
+
+    def _make_entry(self, key: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> dispatch.Entry:
+        sizes, device = door.check(self.stem, self.ports, arguments[: len(self.ports)])
+        request = dispatch.Request(
+            self.stem,
+            device,
+            dims={name: size for name, size in sizes.items() if name not in self.dynamic},
+            sizes={name: size for name, size in sizes.items() if name in self.dynamic},
+            variant={**_formats(self.ports, arguments), **_scalars(options)},
+        )
+        return dispatch.make_entry(
+            key,
+            request,
+            reference=self.reference,
+            empty=self.reference,
+            adapt=None,
+            check=_nothing,
+            check_values=self._values_checked,
+        )
+
+    def _values_checked(self, *arguments: Any, **options: Any) -> None:
+        if self._check_values is not None:
+            names = (port.name for port in self.ports)
+            self._check_values(self.stem, dict(zip(names, arguments, strict=False)))
+
+
+def in_range(op: str, name: str, values: torch.Tensor | None, low: int, high: int) -> None:
+    """Debug mode: raises ``ContractError`` unless low ≤ every value < high (reads the tensor)."""
+    if values is None or values.numel() == 0:
+        return
+    least, most = int(values.min()), int(values.max())
+    if least < low or most >= high:
+        raise contract.refusal(op, name, f"values from {least} to {most}", f"{low} to {high - 1}")
+
+
+def _nothing(*arguments: Any, **options: Any) -> None:
+    """The door has been passed when the entry was made, and the key says all that it looked at."""
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, Weight):
+        return value.format, value.codes.shape, value.codes.dtype, value.device
+    if isinstance(value, Pool):
+        return value.format, value.page, value.data.shape, value.data.dtype, value.device
+    if isinstance(value, tuple) and any(isinstance(part, torch.Tensor) for part in value):
+        return tuple(map(_key, value))
+    if type(value).__hash__ is None:
+        return type(value)  # no operator takes such a thing; the door says so
+    return value
+
+
+def _formats(ports: tuple[door.Port, ...], arguments: tuple[Any, ...]) -> dict[str, Scalar]:
+    """How packed arguments are stored, and the dtype of the first plain tensor."""
+    found: dict[str, Scalar] = {}
+    for port, value in zip(ports, arguments, strict=False):
+        if isinstance(value, Weight | Pool):
+            found[port.name] = value.format.value
+        elif isinstance(value, Quantized):
+            found[port.name] = f"{str(value.codes.dtype).removeprefix('torch.')}_by_{value.block}"
+    return found
+
+
+def _scalars(options: dict[str, Any]) -> dict[str, Scalar]:
+    shown: dict[str, Scalar] = {}
+    for name, value in options.items():
+        if isinstance(value, torch.dtype):
+            shown[name] = str(value).removeprefix("torch.")
+        elif isinstance(value, bool | int | float | str):
+            shown[name] = value
+    return shown

@@ -1,0 +1,70 @@
+"""q_norm_rope_kv_insert: queries normalised and rotated; keys normalised, rotated and written to the window cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dsv4.runtime.ops.plain import Operator, in_range
+from dsv4.runtime.pool import Pool
+from dsv4.runtime.reference import q_norm_rope_kv_insert as reference
+
+
+def _check_values(op: str, values: dict[str, Any]) -> None:
+    in_range(op, "rows", values["rows"], -1, values["pool"].rows - 1)
+
+
+_operator = Operator(
+    "q_norm_rope_kv_insert",
+    reference.q_norm_rope_kv_insert,
+    "q: float [T, H, D]",
+    "kv: float [T, D]",
+    "kv_norm: float [D]",
+    "cos_sin: wide [T, r]",
+    "pool: pool [D]",
+    "rows: int [T]",
+    check_values=_check_values,
+)
+
+
+def q_norm_rope_kv_insert(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    kv_norm: torch.Tensor,
+    cos_sin: torch.Tensor,
+    pool: Pool,
+    rows: torch.Tensor,
+    *,
+    eps: float = 1e-6,
+    stage_dtype: torch.dtype | None = None,
+    fake_quantize: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The queries q' [T, H, D]; the keys go to ``rows`` of ``pool``.
+
+    Args:
+        q: float [T, H, D], the product of wq_b. kv: float [T, D], the product of wkv. kv_norm: [D].
+        cos_sin: [T, r], ``rope_table`` of the tokens' positions; the last r dimensions are rotated.
+        pool: rows of D numbers; written to.
+        rows: i64 or i32 [T], −1 for a token that is not stored; no two others equal.
+        stage_dtype: rounded to after each step; ``None`` rounds once, at the end.
+        fake_quantize: round the first 448 dimensions by FQ64 before storing them in a plain pool.
+        dtype: of the arithmetic. out_dtype: of q', by default that of ``q``.
+
+    Raises ``ContractError``. dsv4-reference §3.2, §4.1, §4.3.
+    """
+    return _operator(
+        q,
+        kv,
+        kv_norm,
+        cos_sin,
+        pool,
+        rows,
+        eps=eps,
+        stage_dtype=stage_dtype,
+        fake_quantize=fake_quantize,
+        dtype=dtype,
+        out_dtype=out_dtype,
+    )

@@ -1,0 +1,41 @@
+"""The indexer's queries: rotated, Hadamard-transformed, quantised (dsv4-reference §6.1 – §6.3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from dsv4.runtime.reference.hadamard import hadamard
+from dsv4.runtime.reference.quantize import quantize_fp8, quantize_mxfp4
+from dsv4.runtime.reference.rope import rotate
+from dsv4.runtime.weight import Quantized
+
+IndexCode = Literal["none", "fp8", "fp4"]
+
+
+def indexer_q(
+    q: torch.Tensor,
+    cos_sin: torch.Tensor,
+    *,
+    code: IndexCode = "none",
+    rotate_hadamard: bool = False,
+    stage_dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor | Quantized:
+    """q [T, h, D] from the indexer's wq_b; cos_sin [T, r] of the tokens' positions.
+
+    The last r dimensions are rotated, then the Hadamard transform, then ``code``: ``"none"`` gives [T, h, D] in
+    ``out_dtype`` (default: that of q), ``"fp4"`` MXFP4, ``"fp8"`` E4M3 with one scale a head. ``stage_dtype``: round to
+    it after each step (the official code, bf16).
+    """
+    stage = stage_dtype or dtype
+    rotated = rotate(q, cos_sin, dtype=dtype, out_dtype=stage)
+    if rotate_hadamard:
+        rotated = hadamard(rotated.to(dtype)).to(stage)
+    if code == "fp4":
+        return quantize_mxfp4(rotated)
+    if code == "fp8":
+        return quantize_fp8(rotated, rotated.shape[-1])
+    return rotated.to(out_dtype or q.dtype)

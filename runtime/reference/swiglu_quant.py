@@ -1,0 +1,30 @@
+"""The activation of an expert: clamped SwiGLU, times the route's weight, quantised on request (dsv4-reference §9.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import silu
+
+from dsv4.runtime.reference.quantize import quantize_fp8
+from dsv4.runtime.weight import Quantized
+
+
+def swiglu_quant(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    route_weight: torch.Tensor | None = None,
+    *,
+    limit: float,
+    block: int = 0,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor | Quantized:
+    """h = silu(min(gate, limit)) · clamp(up, ±limit) · route_weight: gate and up [S, I], route_weight [S] or none.
+
+    The gate is clamped from above only. Plain in ``out_dtype`` (default: that of gate), or with ``block`` (32 or 128)
+    E4M3 with an E8M0 scale for each ``block`` columns, from values that were not rounded before.
+    """
+    h = silu(gate.to(dtype).clamp(max=limit)) * up.to(dtype).clamp(-limit, limit)
+    if route_weight is not None:
+        h = h * route_weight.to(dtype)[..., None]
+    return quantize_fp8(h, block) if block else h.to(out_dtype or gate.dtype)

@@ -1,0 +1,77 @@
+"""The forward pass against ``naive``, which was written from dsv4-reference without anything of the runtime."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv4.runtime.model.contiguous import ContiguousCache
+from dsv4.runtime.model.numerics import Numerics, Precision
+from dsv4.runtime.model.step import Chunk, Step
+from dsv4.runtime.model.transformer import Forward, Transformer
+from dsv4.runtime.weight import Format
+from tests.model.naive import Naive
+from tests.model.tiny_model import SMALL, Maker, prompt
+
+LENGTH = 132
+"""HCA has an entry from 127 on, CSA chooses 8 of up to 33 entries from position 35 on."""
+
+
+def run(model: Transformer, tokens: list[int]) -> tuple[Forward, Forward]:
+    """Streams and logits of all tokens, and of the MTP layer with each token's successor (the last one's is 0)."""
+    cache = ContiguousCache(model.config, positions_max=len(tokens), precision=model.precision)
+    step = Step.of([Chunk(0, 0, tokens)], logits="all")
+    forward = model.forward(step, cache)
+    return forward, model.draft(forward.streams, torch.tensor([*tokens[1:], 0]), step, cache)
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[torch.Tensor, ...]:
+    weights, tokens = Maker(SMALL).model(), prompt(SMALL, LENGTH)
+    naive = Naive(SMALL, weights)
+    streams, logits = naive.forward(tokens)
+    return streams, logits, *naive.draft(streams, [*tokens[1:], 0])
+
+
+def test_exact_in_float64(expected: tuple[torch.Tensor, ...]) -> None:
+    model = Transformer(SMALL, Maker(SMALL).model(), wide=torch.float64)
+    forward, draft = run(model, prompt(SMALL, LENGTH))
+    for got, wanted in zip((*forward, *draft), expected, strict=True):
+        assert got.dtype == torch.float64 and got.shape == wanted.shape
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_exact_in_float32(expected: tuple[torch.Tensor, ...]) -> None:
+    model = Transformer(SMALL, Maker(SMALL).model())
+    forward, draft = run(model, prompt(SMALL, LENGTH))
+    for got, wanted in zip((*forward, *draft), expected, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+WIDE = SMALL.replace(head_dim=512, q_lora_rank=128, o_lora_rank=64, moe_intermediate_size=128, num_hash_layers=1)
+"""Head and linear widths that the quantisers' blocks divide."""
+
+
+def test_official_roundings() -> None:
+    """Bit for bit: the arithmetic is float32 here and float64 there, and hardly a value rounds the other way."""
+    config = WIDE.replace(compress_ratios=(4, 0), num_hidden_layers=1)
+    weights = Maker(config, 2, dtype=torch.bfloat16, dense=Format.FP8_BLOCK, routed=Format.MXFP4).model()
+    tokens = prompt(config, 40)
+    naive = Naive(config, weights, official=True)
+    streams, logits = naive.forward(tokens)
+    forward, draft = run(Transformer(config, weights, numerics=Numerics.OFFICIAL), tokens)
+    assert forward.streams.dtype == torch.bfloat16 and forward.logits.dtype == torch.float32
+    assert (forward.streams.double() == streams).double().mean() > 0.999
+    torch.testing.assert_close(forward.logits.double(), logits, rtol=0, atol=1e-2)
+    draft_streams, _ = naive.draft(streams, [*tokens[1:], 0])
+    assert (draft.streams.double() == draft_streams).double().mean() > 0.999
+    exact, _ = run(Transformer(config, weights, wide=torch.float64), tokens)
+    rounding = (exact.streams - streams).norm() / streams.norm()
+    assert 0.01 < rounding < 0.1  # so that the equality above says something
+
+
+def test_precision_says_what_the_caches_hold() -> None:
+    assert Precision(Numerics.EXACT).activation == torch.float32
+    assert Precision(Numerics.EXACT, torch.float64).activation == torch.float64
+    assert Precision(Numerics.OFFICIAL).activation == Precision(Numerics.ENGINE).activation == torch.bfloat16
