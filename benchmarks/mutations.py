@@ -86,7 +86,9 @@ class Survivor:
 def explain(whole: Subject, trial: Trial, reasons: Sequence[Reason]) -> Survivor:
     """What else is known of a mutation that no run showed."""
     columns = whole.manifest.predicted.tmem_columns
-    static = tuple(sorted({each.check for each in check_ptx(trial.mutation.apply(whole.text), columns)}))
+    static: tuple[str, ...] = ()
+    if "{" not in trial.mutation.after:  # their reader does not know braces within a line
+        static = tuple(sorted({each.check for each in check_ptx(trial.mutation.apply(whole.text), columns)}))
     fitting = [reason for reason in reasons if reason.fits(whole.manifest, trial.mutation)]
     return Survivor(trial, static, fitting[0] if fitting else None)
 
@@ -184,7 +186,7 @@ def stale(reasons: Sequence[Reason], results: Sequence[Mapping[str, Any]]) -> li
 
 def main(
     write: Annotated[
-        bool, typer.Option("--write", help="Write the dated result file, anew after each kernel.")
+        bool, typer.Option("--write", help="Write the dated result file, after each kernel; with --only into it.")
     ] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Mutations at a time.")] = len(os.sched_getaffinity(0)),
     only: Annotated[str, typer.Option("--only", help="Kernels whose name contains this.")] = "",
@@ -195,13 +197,14 @@ def main(
     reasons, now = read_reasons(), datetime.now(UTC)
     path = CHECKS / f"{now.date().isoformat()}_emulator_mutations.json"
     plans = [each for each in kernels() if only in each.name]
-    results: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = json.loads(path.read_text())["kernels"] if write and only and path.exists() else []
     for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
         if built.artifact is None:
             raise RuntimeError(f"{built.plan.name}: {built.error}")
-        results.append(run_kernel(Artifact.read(built.artifact), reasons, jobs, console))
-        console.print(printed(results[-1:]))
-        for survivor in results[-1]["survivors"]:
+        made = run_kernel(Artifact.read(built.artifact), reasons, jobs, console)
+        results = [each for each in results if each["name"] != made["name"]] + [made]
+        console.print(printed([made]))
+        for survivor in made["survivors"]:
             if not survivor["kind"]:
                 console.print(f"unexplained: {survivor['id']} ({survivor['description']})", markup=False)
         if write:

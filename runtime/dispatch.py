@@ -247,7 +247,7 @@ def serve(request: Request) -> Loaded | None:
 
 
 def without_kernel(request: Request) -> Loaded | None:
-    """``None``: PyTorch serves an operator that has no kernel yet, which is said once, or raised, as the caller chose."""
+    """``None``: PyTorch serves an operator that has no kernel yet. Said once, or raised, as the caller chose."""
     if request.device.type != "cuda":
         return None
     if current_settings().missing == "raise":

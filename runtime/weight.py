@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from dsv4.runtime.reference import codes
 
@@ -95,6 +96,8 @@ class Weight:
 
     def _with(self, parts: dict[str, torch.Tensor]) -> Weight:
         """The same with other tensors, unchecked: this one was, and a step asks for many experts."""
+        if is_compiling():  # which does not follow what is done below
+            return Weight(self.format, expanded=self.expanded, **parts)
         other = object.__new__(Weight)
         other.__dict__.update(self.__dict__, **parts)
         return other

@@ -64,7 +64,23 @@ DENSE: dict[str, dict[str, Dense]] = {
     },
 }
 
-E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+
+def small_floats(exponent_bits: int, mantissa_bits: int) -> torch.Tensor:
+    """The values of all codes of a format without infinities, in the order of the codes."""
+    bits = exponent_bits + mantissa_bits
+    code = torch.arange(2 ** (bits + 1))
+    sign = 1.0 - 2.0 * (code >> bits)
+    exponent, mantissa = code >> mantissa_bits & 2**exponent_bits - 1, code & 2**mantissa_bits - 1
+    fraction = mantissa / 2**mantissa_bits + (exponent > 0)
+    return sign * fraction * torch.exp2(exponent.clamp(min=1) - 2.0 ** (exponent_bits - 1) + 1)
+
+
+VALUES = {
+    "nvfp4": small_floats(2, 1),
+    "mxfp4": small_floats(2, 1),
+    "mxfp6_e2m3_packed": small_floats(2, 3),
+    "mxfp6_e3m2_packed": small_floats(3, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +115,10 @@ def scaled_operand(rows: int, k: int, format_name: str, seed: int) -> tuple[Any,
     else:
         scale = torch.randint(122, 131, padded, generator=generator, dtype=torch.uint8).view(kind.scale_dtype)
     blocked = scale.view(torch.uint8).reshape(padded[0] // 128, 4, 32, padded[1] // 4, 4).permute(0, 3, 2, 1, 4)
-    if kind.elem_bits == 4:
-        codes = torch.randint(256, (rows, k // 2), generator=generator, dtype=torch.uint8)
-        values = torch.stack((E2M1[(codes & 15).long()], E2M1[(codes >> 4).long()]), -1).reshape(rows, k)
-        data = codes.view(torch.float4_e2m1fn_x2)
+    if format_name in VALUES:
+        codes = torch.randint(len(VALUES[format_name]), (rows, k), generator=generator)
+        values = VALUES[format_name][codes]
+        data = packed(codes, kind.elem_bits).view(kind.qdata_dtype)
     else:
         data = numbers(rows, k, seed=seed).to(kind.qdata_dtype)
         values = data.float()
@@ -111,10 +127,20 @@ def scaled_operand(rows: int, k: int, format_name: str, seed: int) -> tuple[Any,
     return made, values.double() * factors.double()
 
 
+def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of 4 or 6 bits as a stream of bytes, the first code in the lowest bits."""
+    rows, k = codes.shape
+    groups = codes.reshape(rows, k // 4, 4) << torch.arange(4) * bits
+    stream = groups.sum(-1, keepdim=True) >> torch.arange(bits // 2) * 8 & 255
+    return stream.to(torch.uint8).reshape(rows, k * bits // 8)
+
+
 BLOCK_SCALED = {
     "gemm nvfp4": BlockScaled((264, 392, 512), ("nvfp4", "nvfp4")),
     "gemm mxfp8": BlockScaled((136, 264, 384), ("mxfp8_e4m3", "mxfp8_e5m2")),
     "gemm mxfp4, 2 CTAs": BlockScaled((520, 264, 256), ("mxfp4", "mxfp4")),
+    "gemm mxfp6": BlockScaled((264, 136, 384), ("mxfp6_e2m3_packed", "mxfp6_e3m2_packed")),
+    "gemm mxfp4 and mxfp8": BlockScaled((136, 264, 512), ("mxfp4", "mxfp8_e4m3")),
 }
 
 

@@ -32,6 +32,7 @@ def numbers(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> torch.Tenso
 
 
 def add(name: str, function: Callable[..., list[Check]], *arguments: Any) -> None:
+    """A case of this name."""
     CASES[name] = lambda: function(*arguments)
 
 

@@ -7,6 +7,7 @@ It has to run before anything imports the compiler: the compiler reads its archi
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -89,7 +90,7 @@ def prepare(arch: str) -> None:
     _emulate_what_is_compiled()
     sys.modules["triton"] = _no_triton()
     try:
-        import quack.autotuner  # type: ignore[import-not-found]  # noqa: F401
+        importlib.import_module("quack.autotuner")
     finally:
         del sys.modules["triton"]  # torch looks for it too, and would take this for the real one
     _mark_what_is_empty()
@@ -112,12 +113,10 @@ def _answer_for_the_device(arch: str) -> None:
 
     cutlass.utils.HardwareInfo = Hardware
     torch.cuda.get_device_capability = lambda *_: (major, minor)
-    torch.cuda.get_device_properties = lambda *_: properties  # type: ignore[assignment,return-value]
+    torch.cuda.get_device_properties = lambda *_: properties  # type: ignore[assignment]
     torch.cuda.current_device = lambda: 0
     custom_op = torch.library.custom_op
-    torch.library.custom_op = lambda name, fn=None, **options: custom_op(  # type: ignore[assignment]
-        name, fn, **{**options, "device_types": None}
-    )
+    torch.library.custom_op = lambda name, fn=None, **options: custom_op(name, fn, **{**options, "device_types": None})
 
 
 def _emulate_what_is_compiled() -> None:

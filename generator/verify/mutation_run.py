@@ -112,11 +112,12 @@ def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
 
 
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
-    """For persistent CTAs a case with two query tiles more than CTAs; else none."""
+    """For persistent CTAs cases with two query tiles more than CTAs, over 2 and 3 key tiles; else none."""
     ctas = int(manifest.config.get("persistent_ctas", 0))
     if not ctas:
         return []
-    return [_fmha_case(manifest, fmha.Shape(1, 1, 2 * int(manifest.config["tile_n"]) + 5, ctas + 2, ctas + 2), seed)]
+    keys = [tiles * int(manifest.config["tile_n"]) + 5 for tiles in (1, 2)]
+    return [_fmha_case(manifest, fmha.Shape(1, 1, each, ctas + 2, ctas + 2), seed) for each in keys]
 
 
 def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:

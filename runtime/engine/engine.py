@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from dsv4.runtime.engine import tick
 from dsv4.runtime.engine.batch import Part, make_batch
 from dsv4.runtime.engine.buffers import DecodeBuffers
@@ -214,19 +212,3 @@ class Engine:
             self.cache.free(running.slot)
             running.slot = -1
         self._results[running.number] = running.result()
-
-
-def device_of(name: str) -> torch.device:
-    """The device ``name`` (cpu, cuda, cuda:1). Raises ``ContractError`` where this machine has none of that name."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ContractError(f"device: found {name!r}; valid: cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ContractError(f"device: found {name}; valid: cpu, or one of this machine's {count} GPUs")
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    if device.type != "cpu":
-        raise ContractError(f"device: found {name!r}; valid: cpu, cuda or cuda:N")
-    return device

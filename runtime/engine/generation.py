@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dsv4.runtime.checkpoint.loader import load
-from dsv4.runtime.engine.engine import Engine, device_of
+from dsv4.runtime.engine.device import device_of
+from dsv4.runtime.engine.engine import Engine
+from dsv4.runtime.engine.expanding import expand_if_small
 from dsv4.runtime.engine.meter import Meter, ProgressLine
 from dsv4.runtime.engine.options import Request, Result, SamplingOptions, require_prompt
 from dsv4.runtime.engine.tokenizer import TextStream, Tokenizer, why_none
@@ -44,7 +46,8 @@ def generate(chosen: Namespace, out: TextIO, err: TextIO) -> bool:
     if chosen.show_cache:
         print(table(layout, budget), file=err)
     loaded = load(chosen.checkpoint, device, mtp=chosen.speculate)
-    model = Transformer(loaded.config, loaded.weights, numerics=layout.precision.numerics)
+    weights = expand_if_small(loaded.weights, layout.precision.wide)
+    model = Transformer(loaded.config, weights, numerics=layout.precision.numerics)
     engine = Engine(model, PagedCache(layout, device), chunk=chosen.chunk, speculate=chosen.speculate)
     streams = not chosen.json and len(prompts) == 1
     teller = _Teller(Meter(sum(map(len, prompts))), ProgressLine(err), tokenizer, out if streams else None)

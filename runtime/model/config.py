@@ -21,7 +21,7 @@ routed experts (NVIDIA's); NVFP4 throughout."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RopeScaling(_Frozen):

@@ -186,7 +186,7 @@ def _from_inference(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     fields["rope_scaling"] = None if plain else {"type": "yarn", **yarn}
     if "max_position_embeddings" not in fields and not plain:
         reach = (yarn["factor"], yarn["original_max_position_embeddings"])
-        numbers = all(isinstance(number, int | float) for number in reach)  # else these are complained of anyway
+        numbers = all(isinstance(number, int | float) and abs(number) < 2**53 for number in reach)  # else complained of
         fields["max_position_embeddings"] = int(reach[0] * reach[1]) if numbers else 1
     dtype = values.get("dtype", "fp8")
     if dtype not in ("fp8", "bf16"):

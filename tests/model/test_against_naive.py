@@ -54,21 +54,24 @@ WIDE = SMALL.replace(head_dim=512, q_lora_rank=128, o_lora_rank=64, moe_intermed
 
 
 def test_official_roundings() -> None:
-    """Bit for bit: the arithmetic is float32 here and float64 there, and hardly a value rounds the other way."""
+    """In float64 bit for bit. In float32 a value rounds the other way now and then, depending on the processor, and
+    others follow it; what is left of that is small beside the roundings themselves."""
     config = WIDE.replace(compress_ratios=(4, 0), num_hidden_layers=1)
     weights = Maker(config, 2, dtype=torch.bfloat16, dense=Format.FP8_BLOCK, routed=Format.MXFP4).model()
     tokens = prompt(config, 40)
     naive = Naive(config, weights, official=True)
     streams, logits = naive.forward(tokens)
-    forward, draft = run(Transformer(config, weights, numerics=Numerics.OFFICIAL), tokens)
-    assert forward.streams.dtype == torch.bfloat16 and forward.logits.dtype == torch.float32
-    assert (forward.streams.double() == streams).double().mean() > 0.999
-    torch.testing.assert_close(forward.logits.double(), logits, rtol=0, atol=1e-2)
     draft_streams, _ = naive.draft(streams, [*tokens[1:], 0])
-    assert (draft.streams.double() == draft_streams).double().mean() > 0.999
+    for wide in (torch.float64, torch.float32):
+        forward, draft = run(Transformer(config, weights, numerics=Numerics.OFFICIAL, wide=wide), tokens)
+        assert forward.streams.dtype == torch.bfloat16 and forward.logits.dtype == wide
+        for got, expected in ((forward.streams, streams), (draft.streams, draft_streams), (forward.logits, logits)):
+            assert (got.double() - expected).norm() < 0.02 * expected.norm()
+            if wide == torch.float64 and got.dtype == torch.bfloat16:
+                assert (got.double() == expected).double().mean() > 0.9999
     exact, _ = run(Transformer(config, weights, wide=torch.float64), tokens)
     rounding = (exact.streams - streams).norm() / streams.norm()
-    assert 0.01 < rounding < 0.1  # so that the equality above says something
+    assert 0.03 < rounding < 0.1  # so that what is above says something
 
 
 def test_precision_says_what_the_caches_hold() -> None:

@@ -52,6 +52,7 @@ CONTRADICTIONS = [
     ({"hidden_size": 500}, "hidden_size: found 500; valid: a multiple of 32"),
     ({"rms_norm_eps": 0.0}, "rms_norm_eps: found 0.0; valid: a number > 0"),
     ({"swiglu_limit": -1.0}, "swiglu_limit: found -1.0; valid: a number > 0"),
+    ({"swiglu_limit": float("inf")}, "swiglu_limit: found inf; valid: a finite number"),
     ({"eos_token_id": 1024}, "eos_token_id: found 1024; valid: 0 to 1023"),
     ({"rope_scaling": None}, "rope_scaling: found none; valid: YaRN"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.type: found 'linear'; valid: 'yarn'"),
@@ -109,6 +110,7 @@ def test_the_inference_spelling_is_answered_in_its_own_names() -> None:
     assert "n_activated_experts (num_experts_per_tok): found 99" in message
     assert "o_groups: found 2" in message
     assert "rope_factor: found 'x'" in refused({**TINY.to_inference(), "rope_factor": "x"})
+    assert "rope_factor: found inf; valid: a finite number" in refused({**TINY.to_inference(), "rope_factor": 1e999})
     assert "dim: missing" in refused({key: value for key, value in TINY.to_inference().items() if key != "dim"})
     assert "dtype: found 'fp16'" in refused({**TINY.to_inference(), "dtype": "fp16"})
     assert "scale_dtype: found 'fp32'" in refused({**TINY.to_inference(), "scale_dtype": "fp32"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import chain
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ class Sequence:
             rows.append(e if complete else -1)
         positions = range(first, first + length)
         kept = [p % self.ring if p > last - self.ring else -1 for p in positions]
-        numbers = [[p % m for p in positions], sum(fresh, []), sum(stored, []), rows, kept]
+        numbers = [[p % m for p in positions], list(chain(*fresh)), list(chain(*stored)), rows, kept]
         phase, flat_fresh, flat_stored, *rest = (torch.tensor(each, dtype=torch.int64) for each in numbers)
         shape = (len(entries), span)
         plan = Compression(phase, flat_fresh.view(shape), flat_stored.view(shape), *rest)
