@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import cutlass
@@ -76,13 +77,18 @@ def vector(dtype: Any = Float32, align: int = 4) -> Any:
 
 def compiled(name: str, arch: str = "sm_90a") -> Any:
     """One of the kernels above: scale, chain, hasty (a chain that does not wait), fill, copy (of e4m3)."""
+    with tempfile.TemporaryDirectory() as kept:  # where --keep-* writes; the working directory otherwise
+        return _compiled(name, f"{OPTIONS} {arch} --dump-dir {kept}")
+
+
+def _compiled(name: str, options: str) -> Any:
     env = make_fake_stream(use_tvm_ffi_env_stream=True)
     if name == "scale":
-        return cute.compile(scale, vector(), vector(), Float32(1.0), env, options=f"{OPTIONS} {arch}")
+        return cute.compile(scale, vector(), vector(), Float32(1.0), env, options=options)
     if name in ("chain", "hasty"):
         arguments = (vector(), vector(), vector(), Float32(1.0), name == "chain", env)
-        return cute.compile(chain, *arguments, options=f"{OPTIONS} {arch}")
+        return cute.compile(chain, *arguments, options=options)
     if name == "fill":
         target = make_ptr(Float32, 16, cute.AddressSpace.gmem, assumed_align=4)
-        return cute.compile(fill, target, Int32(1), make_fake_stream(), options=f"{OPTIONS} {arch}")
-    return cute.compile(copy, vector(Float8E4M3FN, 16), vector(Float8E4M3FN, 16), env, options=f"{OPTIONS} {arch}")
+        return cute.compile(fill, target, Int32(1), make_fake_stream(), options=options)
+    return cute.compile(copy, vector(Float8E4M3FN, 16), vector(Float8E4M3FN, 16), env, options=options)
