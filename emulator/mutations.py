@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from dsv4.emulator.ptx import Address, Entry, Immediate, Instruction, Operand, Register, parse
@@ -337,8 +337,3 @@ def _summands(
         for operand in instruction.operands[1:]:
             if isinstance(operand, Register):
                 yield from _summands(operand.name, made, wanted, depth - 1)
-
-
-def renamed(mutation: Mutation, prefix: str) -> Mutation:
-    """The same mutation with a longer id, where several kernels are spoken of."""
-    return replace(mutation, id=f"{prefix}/{mutation.id}")

@@ -1,4 +1,4 @@
-"""The main job, once through: specs → refusals → kernels for both chips → checks → cache → runtime → table.
+"""The main job, once through: specs → refusals → kernels for both chips → checks → emulator → runtime → table.
 
 Runs on any machine; without a GPU the last step runs the PyTorch reference and says so. ``make demo``.
 """
@@ -23,6 +23,7 @@ from dsv4.generator.resources import Refused
 from dsv4.generator.spec import default_plans, list_archs, list_models, list_ops, load_op, plan
 from dsv4.generator.verify import Case, cases, judge
 from dsv4.generator.verify.climb import verify_artifacts
+from dsv4.generator.verify.emulator import PREFLIGHT_SCHEDULES, preflight
 from dsv4.runtime.cache import Artifact, KernelCache
 
 IMPOSSIBLE: tuple[tuple[str, str, dict[str, int], dict[str, int]], ...] = (
@@ -70,12 +71,36 @@ def main() -> int:
             advance(f"{report.manifest.name}: {report.device}, {'; '.join(report.findings) or 'no findings'}")
     out.print(f"  {len(built)} kernels, {bad} with findings; cache: {cache.root}", highlight=False)
 
-    out.print(Rule("5. run the operators through the runtime"))
+    out.print(Rule("5. run kernels of both chips in the emulator"))
+    bad += emulate(built)
+
+    out.print(Rule("6. run the operators through the runtime"))
     wrong = run_operators()
 
     out.print(build_table(results))
-    out.print(f"{time.monotonic() - started:.0f} s; no B200 was at hand: sm_100a kernels are compiled, not run.")
+    out.print(
+        f"{time.monotonic() - started:.0f} s; no B200 was at hand: sm_100a kernels are compiled and emulated, no more."
+    )
     return 1 if failed or bad or wrong else 0
+
+
+def emulate(built: list[Artifact]) -> int:
+    """Run one kernel of each operator and chip on two small cases, three schedules each; how many have findings."""
+    chosen: dict[tuple[str, str], Artifact] = {}
+    for artifact in built:
+        chosen.setdefault((artifact.manifest.op, artifact.manifest.arch), artifact)
+    bad = 0
+    with progress_bar("emulate", len(chosen)) as advance:
+        for artifact in chosen.values():
+            found = preflight(artifact)
+            bad += bool(found)
+            advance(f"{artifact.manifest.name}: {'; '.join(found) or 'right, no findings'}")
+    out.print(
+        f"  {len(chosen)} kernels against float64 in {2 * len(PREFLIGHT_SCHEDULES)} runs each, {bad} with findings: "
+        f"their PTX and host code, as a GPU would get them",
+        highlight=False,
+    )
+    return bad
 
 
 def demo_plans() -> list[KernelPlan]:

@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--chunk", type=int, default=512, metavar="N", help="prompt tokens a step (default: 512)")
     how.add_argument("--speculate", action="store_true", help="draft a token ahead with the MTP layer")
     how.add_argument("--block", type=int, choices=(128, 256), default=256, help="tokens of a cache block")
-    how.add_argument("--cache", metavar="BYTES", help="memory of the KV cache, such as 512MiB (default: what is needed)")
+    how.add_argument(
+        "--cache", metavar="BYTES", help="memory of the KV cache, such as 512MiB (default: what is needed)"
+    )
     how.add_argument("--show-cache", action="store_true", help="print the table of the KV cache to stderr")
     output = made.add_argument_group("what is printed")
     output.add_argument("--json", action="store_true", help="one JSON object instead of the text")

@@ -63,7 +63,7 @@ class Part:
 
 
 def reach_of(parts: Sequence[Part], positions_max: int) -> int:
-    """A bound on the positions of ``parts`` that few steps change: rounded up by at most a quarter, or to 128."""
+    """A bound on the positions of ``parts`` that few steps change: rounded up by a quarter at most, or by 127."""
     needed = max(part.first + len(part.tokens) for part in parts)
     grain = max(128, 1 << max(0, needed.bit_length() - 3))
     return min(-(-needed // grain) * grain, positions_max)

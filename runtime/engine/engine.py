@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
 
 from dsv4.runtime.engine import tick
-from dsv4.runtime.engine.batch import Part, make_batch
+from dsv4.runtime.engine.batch import Batch, Part, make_batch
 from dsv4.runtime.engine.buffers import DecodeBuffers
+from dsv4.runtime.engine.graphs import Graphs
 from dsv4.runtime.engine.options import Finish, Request, Result, require_prompt
 from dsv4.runtime.engine.prefixes import Prefix, Prefixes
 from dsv4.runtime.engine.running import Running
 from dsv4.runtime.errors import CacheFull, ContractError
 from dsv4.runtime.kv.paged import PagedCache
+from dsv4.runtime.model.moe import SYNC_FREE_TOKENS_MAX
 from dsv4.runtime.model.transformer import Transformer
 
 
@@ -22,10 +26,20 @@ class Engine:
     Each step takes the next token of every sequence that decodes, and up to ``chunk`` tokens of prompts. A request is
     admitted when blocks for all its tokens are free, so that no later step can run out of them; until then it waits.
     ``speculate``: the MTP layer drafts a token ahead, which the next step checks; greedy text is the same as without,
-    sampled text has the same distribution. Raises ``ContractError`` where model, cache and options do not go together.
+    sampled text has the same distribution. ``graphs``: on a GPU, record decoding steps of up to
+    ``SYNC_FREE_TOKENS_MAX`` tokens as CUDA graphs. Raises ``ContractError`` where model, cache and options do not go
+    together.
     """
 
-    def __init__(self, model: Transformer, cache: PagedCache, *, chunk: int = 512, speculate: bool = False) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        cache: PagedCache,
+        *,
+        chunk: int = 512,
+        speculate: bool = False,
+        graphs: bool = True,
+    ) -> None:
         if chunk < 1:
             raise ContractError(f"engine: chunk: found {chunk}; valid: 1 or more")
         settings = cache.layout.settings
@@ -36,7 +50,9 @@ class Engine:
         if speculate and model.weights.mtp is None:
             raise ContractError("engine: speculate: the model has no MTP layer; valid: a checkpoint with one")
         if speculate and not (settings.mtp and settings.drafts):
-            raise ContractError("engine: speculate: the cache has no room for drafts; valid: mtp=True, drafts=1 or more")
+            raise ContractError(
+                "engine: speculate: the cache has no room for drafts; valid: mtp=True, drafts=1 or more"
+            )
         self.model, self.cache, self.speculate = model, cache, speculate
         self._chunk = min(chunk, cache.step_tokens_max)
         self._waiting: deque[Running] = deque()
@@ -45,6 +61,7 @@ class Engine:
         self._numbers = 0
         self._prefixes = Prefixes(cache, recompute=1 if speculate else 0)
         self._buffers = DecodeBuffers(settings.sequences, 2 if speculate else 1, cache.positions_max, model.device)
+        self._graphs = Graphs(model.device) if graphs and model.device.type == "cuda" else None
         self._memory = None
         if speculate:
             self._memory = tick.DraftMemory(
@@ -67,8 +84,16 @@ class Engine:
         """What request ``number`` gave, once; ``None`` before it has ended."""
         return self._results.pop(number, None)
 
-    def generate(self, requests: Iterable[Request]) -> list[Result]:
-        """Run ``requests``, and whatever is queued, to their ends; their results in order.
+    @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """Tokens of prompts that are done, and all of them, of the requests that have no new token yet."""
+        prompts = [each for each in (*self._running, *self._waiting) if not each.new_tokens]
+        return sum(each.done for each in prompts), sum(each.prompt_length for each in prompts)
+
+    def generate(
+        self, requests: Iterable[Request], *, after_step: Callable[[Engine], None] | None = None
+    ) -> list[Result]:
+        """Run ``requests``, and whatever is queued, to their ends; their results in order. ``after_step`` is told.
 
         Ctrl-C ends all sequences with what they have (``finish="interrupted"``). An error that a step raises ends the
         sequences of that step (``"failed"``) and is raised.
@@ -77,6 +102,8 @@ class Engine:
         try:
             while not self.is_idle:
                 self.step()
+                if after_step is not None:
+                    after_step(self)
         except KeyboardInterrupt:
             self.cancel()
         return [self._results.pop(number) for number in numbers]
@@ -175,14 +202,18 @@ class Engine:
         tokens = self._buffers.tokens
         if all(part.draws and part.drafted == self.speculate and len(part.tokens) == tokens for part in parts):
             batch = self._buffers.fill(parts)
+            recorded = self._graphs is not None and batch.step.tokens.shape[0] <= SYNC_FREE_TOKENS_MAX
         else:
             batch = make_batch(parts, self.cache.positions_max, self.model.device)
-        if self._memory is not None:
-            drawn = tick.speculative_tick(self.model, self.cache, batch, self._memory)
-        else:
-            drawn = tick.plain_tick(self.model, self.cache, batch)
+            recorded = False
+        drawn = self._graphs.run(self._tick, batch) if recorded and self._graphs else self._tick(batch)
         self.cache.settle()
         return drawn.tolist()
+
+    def _tick(self, batch: Batch) -> torch.Tensor:
+        if self._memory is None:
+            return tick.plain_tick(self.model, self.cache, batch)
+        return tick.speculative_tick(self.model, self.cache, batch, self._memory)
 
     def _advance(self, running: Running, part: Part, row: list[int]) -> list[int]:
         """Take what the step gave ``running``: the new tokens of its text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,7 +33,7 @@ def generate(chosen: Namespace, out: TextIO, err: TextIO) -> bool:
     Raises ``Dsv4Error``.
     """
     device = device_of(chosen.device)
-    folder = chosen.checkpoint if chosen.checkpoint.is_dir() else chosen.checkpoint.parent
+    folder = chosen.checkpoint.parent if chosen.checkpoint.is_file() else chosen.checkpoint
     config = ModelConfig.load(folder)
     tokenizer = Tokenizer.load(folder)
     prompts = _prompts(chosen, folder, tokenizer)
@@ -51,7 +51,8 @@ def generate(chosen: Namespace, out: TextIO, err: TextIO) -> bool:
     engine = Engine(model, PagedCache(layout, device), chunk=chosen.chunk, speculate=chosen.speculate)
     streams = not chosen.json and len(prompts) == 1
     teller = _Teller(Meter(sum(map(len, prompts))), ProgressLine(err), tokenizer, out if streams else None)
-    results = engine.generate(Request(prompt, options, teller.listener()) for prompt in prompts)
+    requests = [Request(prompt, options, teller.told) for prompt in prompts]
+    results = engine.generate(requests, after_step=teller.stepped)
     teller.end()
     if chosen.json:
         print(json.dumps(_report(results, teller, tokenizer, chosen)), file=out)
@@ -115,7 +116,7 @@ def _layout(chosen: Namespace, config: ModelConfig, prompts: Sequence[Sequence[i
 
 @dataclass
 class _Teller:
-    """Tells of new tokens as they come: the text itself to ``out`` where one sequence is streamed, else how far it is."""
+    """Tells of new tokens as they come: the text itself to ``out`` where one sequence is streamed, else their count."""
 
     meter: Meter
     line: ProgressLine
@@ -125,15 +126,22 @@ class _Teller:
     def __post_init__(self) -> None:
         self._stream = TextStream(self.tokenizer) if self.tokenizer and self.out else None
 
-    def listener(self) -> Callable[[int], None]:
-        return self._told
+    def stepped(self, engine: Engine) -> None:
+        """After a step: how far the prompts are, then how many tokens there are."""
+        done, prompts = engine.prompt_progress
+        count = f"{self.meter.new_tokens} new tokens, {self.meter.decode_rate:.1f} tokens/s"
+        if done < prompts:
+            self.line.show(f"prompt: {done} of {prompts} tokens" + (f", {count}" if self.meter.new_tokens else ""))
+        elif self.out is None:
+            self.line.show(count)
 
-    def _told(self, token: int) -> None:
+    def told(self, token: int) -> None:
+        """A new token."""
         self.meter.add()
         if self.out is None:
-            rate = self.meter.decode_rate
-            self.line.show(f"{self.meter.new_tokens} tokens, {rate:.1f} tokens/s")
-        elif self._stream is not None:
+            return
+        self.line.clear()
+        if self._stream is not None:
             self._say(self._stream.add(token))
         else:
             self._say(f"{token}" if self.meter.new_tokens == 1 else f",{token}")

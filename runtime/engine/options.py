@@ -77,7 +77,7 @@ def require_prompt(prompt: Sequence[int], config: ModelConfig, positions_max: in
         )
     if positions_max is not None and len(prompt) > positions_max:
         raise ContractError(
-            f"prompt: found {len(prompt)} tokens; valid: at most {positions_max}, the tokens of a sequence in this cache"
+            f"prompt: found {len(prompt)} tokens; valid: at most {positions_max}, what this cache has for a sequence"
         )
 
 

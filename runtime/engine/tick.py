@@ -76,6 +76,4 @@ def _places(draws: Draws) -> torch.Tensor:
 
 def _sampled(logits: torch.Tensor, draws: Draws, position: torch.Tensor, model: Transformer) -> torch.Tensor:
     """A token for each row of ``logits`` [R, V] at ``position`` [R]."""
-    return sample(
-        logits, draws.temperature, draws.top_k, draws.top_p, draws.seed, position, dtype=model.precision.wide
-    )
+    return sample(logits, draws.temperature, draws.top_k, draws.top_p, draws.seed, position, dtype=model.precision.wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ class Tokenizer:
         if not path.exists():
             return None
         try:
-            from tokenizers import Tokenizer as Library
+            library = importlib.import_module("tokenizers")
         except ImportError:
             return None
         try:
-            return cls(Library.from_file(str(path)))
+            return cls(library.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path}: found {str(error).splitlines()[0]}; valid: a tokenizers file") from None
 

@@ -44,7 +44,9 @@ class CacheLayout:
         self.window_rows = settings.sequences * self.ring + settings.step_tokens
 
     @classmethod
-    def within(cls, config: ModelConfig, settings: CacheSettings, precision: Precision, budget_bytes: int) -> CacheLayout:
+    def within(
+        cls, config: ModelConfig, settings: CacheSettings, precision: Precision, budget_bytes: int
+    ) -> CacheLayout:
         """The largest cache that takes no more than ``budget_bytes``, and no more than its sequences can fill.
 
         Raises ``CacheFull`` where not even one block fits beside the rings.

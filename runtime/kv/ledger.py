@@ -1,8 +1,8 @@
 """Who owns what in a paged cache: slots, lengths and blocks, as plain numbers on the host.
 
 Every operation happens whole or not at all. A block may be written only by a sequence that holds it alone: appending to
-a shared one copies it first. Only the blocks from ``length`` on are ever written, because a compressed entry is complete
-when its last token has come, and is not touched after.
+a shared one copies it first. Only the blocks from ``length`` on are ever written, because a compressed entry is
+complete when its last token has come, and is not touched after.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Ledger:
     def open(self) -> int:
         """A slot for a new sequence, without tokens and blocks. Raises ``CacheFull``."""
         if not self._free_slots:
-            raise CacheFull(f"cache: found all {self._slots} slots taken; valid: free one, or a cache of more sequences")
+            raise CacheFull(
+                f"cache: found all {self._slots} slots taken; valid: free one, or a cache of more sequences"
+            )
         slot = self._free_slots.pop()
         self._open[slot] = Holding()
         return slot
@@ -160,6 +162,6 @@ class Ledger:
         least = 0 if holding.written <= self.drafts else holding.written - self.drafts
         if not least <= length <= holding.length:
             raise ContractError(
-                f"cache: slot {slot}: found a length of {length}; valid: {least} to {holding.length}: rings keep the last "
-                f"{self.drafts} tokens beside what the next one needs"
+                f"cache: slot {slot}: found a length of {length}; valid: {least} to {holding.length}: "
+                f"rings keep the last {self.drafts} tokens beside what the next one needs"
             )

@@ -27,12 +27,12 @@ _NEVER = 1 << 62
 
 
 class _Staged(NamedTuple):
-    """A slot's chunk of this step: ``count`` tokens from position ``first``, at row ``base``."""
+    """A slot's chunk of this step: ``tokens`` of them from position ``first``, at row ``base``."""
 
     slot: int
     first: int
     base: int
-    count: int
+    tokens: int
 
 
 class PagedCache:
@@ -173,7 +173,7 @@ class PagedCache:
                 staged.append(_Staged(slot, self.length(slot), base, count))
                 base += count
         if base > self.layout.window_rows:
-            found = sum(chunk.count for chunk in staged)
+            found = sum(chunk.tokens for chunk in staged)
             raise ContractError(
                 f"cache: found {found} tokens of long chunks in a step; valid: at most "
                 f"{self.layout.settings.step_tokens}, as its settings say"

@@ -49,9 +49,7 @@ def parse_size(text: str) -> int:
 def _title(layout: CacheLayout, budget_bytes: int | None) -> str:
     settings = layout.settings
     numbers = str(layout.precision.activation).removeprefix("torch.")
-    kv, index = (
-        numbers if format is PoolFormat.PLAIN else format.value for format in (settings.kv, settings.index)
-    )
+    kv, index = (numbers if format is PoolFormat.PLAIN else format.value for format in (settings.kv, settings.index))
     budget = "" if budget_bytes is None else f"{size(budget_bytes)} budget, "
     return f"KV cache: {budget}blocks of {settings.block} tokens, rows {kv}, indexer {index}, {settings.drafts} drafts"
 
@@ -75,7 +73,7 @@ def _placed(cell: str, widths: Sequence[int], place: int) -> str:
 def _summary(layout: CacheLayout) -> tuple[str, ...]:
     settings = layout.settings
     return (
-        f"allocated {size(layout.total_bytes)}, with tables and {settings.step_tokens} rows a layer for the step's chunks",
+        f"allocated {size(layout.total_bytes)}, with tables and a stage of {settings.step_tokens} rows in every layer",
         f"holds {settings.sequences} sequences, {layout.tokens:,} tokens in {layout.blocks:,} blocks; "
         f"one sequence up to {layout.positions_max:,} tokens",
     )

@@ -28,7 +28,12 @@ def model() -> Transformer:
 
 
 def engine(
-    *, sequences: int = 4, speculate: bool = False, chunk: int = 512, blocks: int | None = None, positions: int = POSITIONS
+    *,
+    sequences: int = 4,
+    speculate: bool = False,
+    chunk: int = 512,
+    blocks: int | None = None,
+    positions: int = POSITIONS,
 ) -> Engine:
     settings = CacheSettings(
         sequences=sequences, block=128, drafts=1 if speculate else 0, step_tokens=256, positions_max=positions

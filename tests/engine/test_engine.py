@@ -28,8 +28,7 @@ def test_the_text_is_the_forward_pass(options: SamplingOptions) -> None:
 
 
 def test_batched_is_alone() -> None:
-    """Sequences of different lengths and options, more than the cache has slots for, some decoding while others begin.
-    """
+    """Different lengths and options, more than the cache has slots for, some decoding while others begin."""
     lengths = (1, 3, 17, 128, 130, 64, 5)
     options = [
         replace(WARM if number % 2 else GREEDY, max_new_tokens=4 + 3 * number, seed=number)
@@ -195,7 +194,7 @@ def test_a_step_that_breaks_off(monkeypatch: pytest.MonkeyPatch, raised: type[Ba
         ([], "prompt: found no tokens; valid: one or more"),
         ([1, 96], "prompt: token 1: found id 96; valid: 0 to 95"),
         ([-1], "prompt: token 0: found id -1"),
-        ([1] * 129, "prompt: found 129 tokens; valid: at most 128, the tokens of a sequence in this cache"),
+        ([1] * 129, "prompt: found 129 tokens; valid: at most 128, what this cache has for a sequence"),
     ],
 )
 def test_prompts_that_are_refused(tokens: list[int], message: str) -> None:
@@ -247,7 +246,12 @@ def test_engines_that_are_refused() -> None:
 
 def test_devices() -> None:
     assert device_of("cpu") == torch.device("cpu")
-    for wrong, message in (("meta", "valid: cpu, cuda"), ("gpu", "found 'gpu'"), ("cuda:256", "found cuda:256"), ("cuda:-1", "found")):
+    for wrong, message in (
+        ("meta", "valid: cpu, cuda"),
+        ("gpu", "found 'gpu'"),
+        ("cuda:256", "found cuda:256"),
+        ("cuda:-1", "found"),
+    ):
         with pytest.raises(ContractError, match=message):
             device_of(wrong)
 

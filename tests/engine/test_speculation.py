@@ -77,8 +77,8 @@ def sampled(keep_all: bool, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
 def score(results: list[Result]) -> float:
     """How much more often than the model says tokens are those that the draft layer favours, in standard deviations.
 
-    For each token after the first, A is the set of tokens that drafts favour, q > p; the sum of [token in A] − p(A) over
-    all tokens has mean 0 and variance Σ p(A) (1 − p(A)) exactly where tokens come by p.
+    For each token after the first, A is the set of tokens that drafts favour, q > p; the sum of [token in A] − p(A)
+    over all tokens has mean 0 and variance Σ p(A) (1 − p(A)) exactly where tokens come by p.
     """
     cache = ContiguousCache(CONFIG, slots=len(results), positions_max=16)
     texts = [[*result.prompt, *result.tokens] for result in results]
@@ -87,11 +87,17 @@ def score(results: list[Result]) -> float:
     following = torch.tensor([token for written in texts for token in (*written[1:], 0)])
     drafted = model().draft(out.streams, following, step, cache).logits
     rows = out.logits.shape[0]
-    options = (torch.full((rows,), EVEN.temperature), torch.zeros(rows, dtype=torch.int64), torch.full((rows,), EVEN.top_p))
+    options = (
+        torch.full((rows,), EVEN.temperature),
+        torch.zeros(rows, dtype=torch.int64),
+        torch.full((rows,), EVEN.top_p),
+    )
     p = acceptance.distribution(out.logits, *options, dtype=torch.float64).view(len(results), -1, CONFIG.vocab_size)
     q = acceptance.distribution(drafted, *options, dtype=torch.float64).view(p.shape)
     excess = variance = torch.zeros((), dtype=torch.float64)
-    for place in range(7, len(texts[0])):  # the token at place comes by p after place − 1, its draft by q after place − 2
+    for place in range(
+        7, len(texts[0])
+    ):  # the token at place comes by p after place − 1, its draft by q after place − 2
         favoured = q[:, place - 2] > p[:, place - 1]
         chance = (p[:, place - 1] * favoured).sum(dim=-1)
         token = torch.tensor([written[place] for written in texts])

@@ -125,7 +125,7 @@ def test_a_sample_of_the_mutations_is_found(artifacts: dict[str, Artifact], name
     chosen = whole.mutations()[:: SAMPLE[whole.manifest.op]]
     trials = list(attempt_all(whole, chosen, jobs=2))
     assert unexplained(whole, trials, read_reasons()) == []
-    assert sum(trial.found for trial in trials) >= 0.75 * len(trials) and len(trials) >= 6
+    assert sum(trial.found for trial in trials) >= 0.6 * len(trials) and len(trials) >= 6
     assert not any(trial.category == "error" for trial in trials)
 
 

@@ -58,7 +58,8 @@ def go_on(cache: PagedCache, slot: int, text: list[int], sizes: list[int]) -> to
 
 
 @pytest.mark.parametrize(
-    ("numerics", "block"), [(Numerics.EXACT, 128), (Numerics.EXACT, 256), (Numerics.OFFICIAL, 128), (Numerics.ENGINE, 128)]
+    ("numerics", "block"),
+    [(Numerics.EXACT, 128), (Numerics.EXACT, 256), (Numerics.OFFICIAL, 128), (Numerics.ENGINE, 128)],
 )
 def test_paged_is_contiguous_bit_for_bit(numerics: Numerics, block: int) -> None:
     """Chunks beyond the ring, decoding, both at once, the MTP layer too."""

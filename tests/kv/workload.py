@@ -105,8 +105,7 @@ class Workload:
         self.cache.settle()
 
     def write(self, slot: int, first: int) -> None:
-        """What a step writes for the tokens of ``slot`` from ``first`` on, reading the state before as compressors do.
-        """
+        """What a step writes for the tokens of ``slot`` from ``first`` on, reading states first, as compressors do."""
         text, cache = self.texts[slot], self.cache
         positions = torch.arange(first, len(text))
         rows = cache.window_rows(torch.full_like(positions, slot), positions)
