@@ -42,15 +42,19 @@ STATIC = "static"
 
 @dataclass(frozen=True)
 class Reason:
-    """Why mutations survive: patterns of OP/ARCH/ID, the variant that they are limited to, one of KINDS, the text."""
+    """Why mutations survive: patterns of OP/ARCH/ID, one of KINDS, the text.
+
+    ``where`` limits them to kernels with these flags, dimensions or tunables.
+    """
 
     match: tuple[str, ...]
     kind: str
     reason: str
-    variant: Mapping[str, Scalar] = field(default_factory=dict)
+    where: Mapping[str, Scalar] = field(default_factory=dict)
 
     def fits(self, manifest: Manifest, mutation: Mutation) -> bool:
-        if any(manifest.variant.get(name) != value for name, value in self.variant.items()):
+        known = {**manifest.config, **manifest.dims, **manifest.variant}
+        if any(known.get(name) != value for name, value in self.where.items()):
             return False
         name = f"{manifest.op}/{manifest.arch}/{mutation.id}"
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.match)
@@ -60,7 +64,7 @@ def read_reasons(path: Path = REASONS) -> list[Reason]:
     """The table. Raises ValueError for a kind that there is not or an entry without a pattern or a text."""
     reasons = []
     for raw in yaml.safe_load(path.read_text()):
-        made = Reason(tuple(raw["match"]), raw["kind"], " ".join(raw["reason"].split()), raw.get("variant", {}))
+        made = Reason(tuple(raw["match"]), raw["kind"], " ".join(raw["reason"].split()), raw.get("where", {}))
         if made.kind not in KINDS or not made.match or not made.reason:
             raise ValueError(
                 f"{path.name}: {made.match}: kind: found {made.kind}; valid: {', '.join(KINDS)}, with a reason"

@@ -36,7 +36,7 @@ def verify_kernels(
         str | None, typer.Option("--schedule", help="Emulator: only under the one of this name.")
     ] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="Emulator: draw the run of --case to this file, for Perfetto.")
+        Path | None, typer.Option("--trace", help="Emulator: draw the run of --case to this file, for Perfetto.")
     ] = None,
     json: select.Json = False,
 ) -> None:
@@ -54,9 +54,9 @@ def verify_kernels(
         raise UsageError(f"--device: found '{device}'; valid: {', '.join(DEVICES)}")
     emulation = Emulation(schedules, case, schedule, timeline)
     if (emulation.is_part or timeline) and device != "emulator":
-        raise UsageError("--case, --schedule, --timeline: valid with --device emulator only")
+        raise UsageError("--case, --schedule, --trace: valid with --device emulator only")
     if timeline and (case is None or schedule is None):
-        raise UsageError("--timeline: draws one run; valid: together with --case and --schedule")
+        raise UsageError("--trace: draws one run; valid: together with --case and --schedule")
     cache, chosen = select.cached_artifacts(op, arch)
     if kernel is not None:
         chosen = [artifact for artifact in chosen if artifact.manifest.key.startswith(kernel)]

@@ -117,7 +117,7 @@ def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     if not ctas:
         return []
     keys = [tiles * int(manifest.config["tile_n"]) + 5 for tiles in (1, 2)]
-    return [_fmha_case(manifest, fmha.Shape(1, 1, each, ctas + 2, ctas + 2), seed) for each in keys]
+    return [_fmha_case(manifest, fmha.Shape(1, 67, each, ctas + 2, ctas + 2), seed) for each in keys]
 
 
 def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:

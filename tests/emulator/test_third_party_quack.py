@@ -33,8 +33,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def sessions(request: pytest.FixtureRequest) -> Iterator[dict[str, Session]]:
     """Both processes work ahead, one on each core, on the cases that were selected."""
-    found = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [(spec.params["arch"], spec.params["name"]) for spec in found if spec and "name" in spec.params]
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    chosen = [(each.get("arch"), each.get("name")) for each in params]
     with ExitStack() as stack:
         yield {
             arch: stack.enter_context(

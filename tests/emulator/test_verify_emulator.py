@@ -91,7 +91,7 @@ def test_a_part_writes_no_evidence(cache: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_can_be_drawn(cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    code, _ = printed(capsys, "--arch", "sm_90a", "--case", "1", "--schedule", "late", "--timeline", str(path))
+    code, _ = printed(capsys, "--arch", "sm_90a", "--case", "1", "--schedule", "late", "--trace", str(path))
     assert code == 0
     trace = json.loads(path.read_text())
     assert trace["traceEvents"] and trace["otherData"]["schedule"] == "late"
@@ -147,8 +147,8 @@ def test_preflight(cache: Path, plant: Callable[[str, str], Artifact]) -> None:
     [
         (["--device", "emulator", "--case", "99"], "--case: found 99; valid: 0 to 12"),
         (["--device", "emulator", "--schedule", "soon"], "--schedule: found 'soon'; valid: late, early"),
-        (["--device", "cpu", "--case", "1"], "--case, --schedule, --timeline: valid with --device emulator only"),
-        (["--device", "emulator", "--timeline", "t.json"], "--timeline: draws one run"),
+        (["--device", "cpu", "--case", "1"], "--case, --schedule, --trace: valid with --device emulator only"),
+        (["--device", "emulator", "--trace", "t.json"], "--trace: draws one run"),
         (["--device", "emulator", "--kernel", "ffff"], "--kernel: found 'ffff'; valid: the key of a kernel in"),
         (["--device", "emulator", "--schedules", "0"], "greater than or equal to 1"),
     ],
