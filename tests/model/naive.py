@@ -1,13 +1,16 @@
 """The whole model once more, from dsv4-reference alone: one sequence, token by token, float64, lists and loops.
 
 No cache, no plan, no operator of the runtime: only the containers of the weights and ``Weight.dequantize``. With
-``official=True`` values are rounded where the official inference code rounds them.
+``"official"`` values are rounded where the official inference code rounds them, with ``"engine"`` where public serving
+engines do: float32 through norm and rotation up to one quantisation (§5.5), FP8 keys of the indexer with float32 scores
+(§6.5), FP8 before wo_a (§8), E4M3 by 32 columns before MXFP4 experts (§9.5).
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -34,11 +37,11 @@ def scale_of(amax: float, largest: float) -> float:
     return 2.0 ** math.ceil(math.log2(amax / largest))
 
 
-def fp8(x: torch.Tensor, block: int) -> torch.Tensor:
+def fp8(x: torch.Tensor, block: int, floor: float = 1e-4) -> torch.Tensor:
     """§4.2, §4.3: blocks of the last dimension through E4M3."""
     out = x.clone()
     for row in out.view(-1, block):
-        scale = scale_of(max(float(row.abs().max()), 1e-4), 448)
+        scale = scale_of(max(float(row.abs().max()), floor), 448)
         values = (row / scale).clamp(-448, 448).float().numpy().astype(ml_dtypes.float8_e4m3fn)
         row[:] = torch.from_numpy(values.astype(np.float64)) * scale
     return out
@@ -63,18 +66,28 @@ def sylvester(n: int) -> torch.Tensor:
 class Naive:
     """Computes the streams and logits of every token of one sequence."""
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, *, official: bool = False) -> None:
-        self.config, self.weights, self.official = config, weights, official
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, numerics: Literal["exact", "official", "engine"] = "exact"
+    ) -> None:
+        self.config, self.weights = config, weights
+        self.official, self.engine = numerics == "official", numerics == "engine"
         self.matrices: dict[int, torch.Tensor] = {}
         self.experts: dict[tuple[int, int], tuple[Weight, Weight, Weight]] = {}
         self.kept: list[Weight] = []  # so that no other weight takes the id of one
 
     def bf16(self, x: torch.Tensor) -> torch.Tensor:
+        """What goes from one operator to the next."""
+        return x.bfloat16().double() if self.official or self.engine else x
+
+    def stage(self, x: torch.Tensor) -> torch.Tensor:
+        """What an engine's kernel keeps in float32."""
         return x.bfloat16().double() if self.official else x
 
     def linear(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        if self.official and weight.format in (Format.FP8_BLOCK, Format.MXFP4):
+        if weight.format is Format.FP8_BLOCK and (self.official or self.engine):
             x = fp8(x, 128)
+        if weight.format is Format.MXFP4 and (self.official or self.engine):
+            x = fp8(x, 128 if self.official else 32)
         return self.bf16(self.matrix(weight) @ x)
 
     def matrix(self, weight: Weight) -> torch.Tensor:
@@ -84,7 +97,10 @@ class Naive:
         return self.matrices[id(weight)]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self.bf16(weight.double() * x / (x.square().mean() + self.config.rms_norm_eps).sqrt())
+        return self.bf16(self.normed(x, weight))
+
+    def normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return weight.double() * x / (x.square().mean() + self.config.rms_norm_eps).sqrt()
 
     # §3.3, §3.4
     @cache  # noqa: B019 — the model lives as long as its test
@@ -111,7 +127,7 @@ class Naive:
         pairs = torch.complex(x[..., first::2], x[..., first + 1 :: 2]) * torch.exp(1j * angles)
         out = x.clone()
         out[..., first::2], out[..., first + 1 :: 2] = pairs.real, pairs.imag
-        return self.bf16(out)
+        return self.stage(out)
 
     # §2
     def mix(self, x: torch.Tensor, weights: StreamMixWeights | HeadMixWeights) -> torch.Tensor:
@@ -152,19 +168,21 @@ class Naive:
             if ratio == 4 and e:
                 members += [(g[p][:width], a[p][:width]) for p in range(4 * e - 4, 4 * e)]
             share = torch.softmax(torch.stack([gate for gate, _ in members]), dim=0)
-            z = self.bf16((share * torch.stack([value for _, value in members])).sum(0))
-            k = self.rope(self.rms_norm(z, weights.norm), e * ratio, ratio)
-            if self.official:
-                k = fp4(self.hadamard(k)) if index else self.fq64(k)
-            found.append(k)
+            z = self.stage((share * torch.stack([value for _, value in members])).sum(0))
+            k = self.rope(self.stage(self.normed(z, weights.norm)), e * ratio, ratio)
+            found.append(self.index_code(k) if index else self.fq64(k))
         return found
 
-    def hadamard(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bf16(x @ sylvester(x.shape[-1]) / math.sqrt(x.shape[-1]))
+    def index_code(self, x: torch.Tensor) -> torch.Tensor:
+        """The indexer's queries and keys: FP4 in the official code, FP8 with one scale in the engine."""
+        if not (self.official or self.engine):
+            return x
+        turned = self.stage(x @ sylvester(x.shape[-1]) / math.sqrt(x.shape[-1]))
+        return fp4(turned) if self.official else fp8(turned, x.shape[-1])
 
     def fq64(self, k: torch.Tensor) -> torch.Tensor:
-        if self.official:
-            k = torch.cat((fp8(k[:448], 64), k[448:]))
+        if self.official or self.engine:
+            k = torch.cat((fp8(k[:448], 64), self.bf16(k[448:])))
         return k
 
     # §4, §6, §7, §8
@@ -172,7 +190,8 @@ class Naive:
         c = self.config
         lows = [self.rms_norm(self.linear(x, w.wq_a), w.q_norm) for x in xs]
         keys = [
-            self.fq64(self.rope(self.rms_norm(self.linear(x, w.wkv), w.kv_norm), p, ratio)) for p, x in enumerate(xs)
+            self.fq64(self.rope(self.stage(self.normed(self.linear(x, w.wkv), w.kv_norm)), p, ratio))
+            for p, x in enumerate(xs)
         ]
         compressed = [] if w.compressor is None else self.entries(xs, w.compressor, ratio, c.head_dim, False)
         index_keys = []
@@ -186,7 +205,7 @@ class Naive:
                 q = self.bf16(q * self.bf16(self.bf16(mean + c.rms_norm_eps).rsqrt()))
             else:
                 q = q / (q.square().mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
-            q = self.rope(q, p, ratio)
+            q = self.bf16(self.rope(q, p, ratio))
             seen = keys[max(0, p - c.sliding_window + 1) : p + 1]
             if ratio:
                 visible = range((p + 1) // ratio)
@@ -202,6 +221,8 @@ class Naive:
                 out = self.bf16(self.bf16(weights) @ matrix / total)
                 rows.append(out)
             grouped = self.rope(torch.stack(rows), p, ratio, inverse=True).view(c.o_groups, -1)
+            if self.engine and w.wo_a.format is Format.FP8_BLOCK:
+                grouped = fp8(grouped, 128, floor=1e-10)
             wo_a = self.matrix(w.wo_a).view(c.o_groups, -1, c.group_width)
             z = torch.cat([self.bf16(wo_a[g] @ grouped[g]) for g in range(c.o_groups)])
             outputs.append(self.linear(z, w.wo_b))
@@ -210,22 +231,20 @@ class Naive:
     def chosen(self, x, low, p, w, index_keys, visible) -> list[int]:  # type: ignore[no-untyped-def]
         c, indexer = self.config, w.indexer
         q = self.linear(low, indexer.wq_b).view(c.index_n_heads, c.index_head_dim)
-        q = self.rope(q, p, 4)
-        if self.official:
-            q = fp4(self.hadamard(q))
+        q = self.index_code(self.rope(q, p, 4))
         scale = c.index_head_dim**-0.5 * c.index_n_heads**-0.5
-        weights = self.bf16(self.bf16(self.matrix(indexer.weights_proj) @ x) * scale)
+        weights = self.stage(self.stage(self.matrix(indexer.weights_proj) @ x) * scale)
         scores = []
         for e in range(visible):
-            products = self.bf16(q @ index_keys[e]).clamp(min=0)
-            scores.append(float(self.bf16(self.bf16(weights * products).sum())))
+            products = self.stage(q @ index_keys[e]).clamp(min=0)
+            scores.append(float(self.stage(self.stage(weights * products).sum())))
         return sorted(range(visible), key=lambda e: (-scores[e], e))[: c.index_topk]
 
     # §9
     def expert(self, y: torch.Tensor, w1: Weight, w3: Weight, w2: Weight, route: float) -> torch.Tensor:
         limit = self.config.swiglu_limit
         gate, up = self.linear(y, w1).clamp(max=limit), self.linear(y, w3).clamp(-limit, limit)
-        return self.linear(self.bf16(gate / (1 + (-gate).exp()) * up * route), w2)
+        return self.linear(self.stage(gate / (1 + (-gate).exp()) * up * route), w2)
 
     def stacked(self, w: ExpertWeights, e: int) -> tuple[Weight, Weight, Weight]:
         if (id(w), e) not in self.experts:
