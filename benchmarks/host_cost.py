@@ -43,10 +43,11 @@ def stub_function() -> Callable[..., Any]:
     """A tvm-ffi function in compiled C that takes any arguments and does nothing. Needs gcc."""
     import tvm_ffi
 
-    folder = Path(tempfile.mkdtemp(prefix="dsv4-stub-"))
-    library = folder / "stub.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)], input=_STUB, text=True, check=True)
-    function: Callable[..., Any] = tvm_ffi.load_module(str(library)).get_function("stub")
+    with tempfile.TemporaryDirectory(prefix="dsv4-stub-") as folder:
+        library = Path(folder, "stub.so")
+        command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+        subprocess.run(command, input=_STUB, text=True, check=True)
+        function: Callable[..., Any] = tvm_ffi.load_module(str(library)).get_function("stub")
     return function
 
 

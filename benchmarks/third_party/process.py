@@ -1,6 +1,7 @@
 """The process in which quack runs: case names come in, one a line, and results go out, one JSON object a line.
 
-``python -m benchmarks.third_party.process sm_90a``. One architecture a process, since the compiler reads it once.
+``python -m benchmarks.third_party.process sm_90a FOLDER``, the folder for the compiler's files. One architecture a
+process, since the compiler reads it once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def answer(name: str, case: Any) -> dict[str, Any]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes where errors go
-    arch = sys.argv[1]
-    stand_in.prepare(arch)
+    arch, folder = sys.argv[1:]
+    stand_in.prepare(arch, folder)
     from benchmarks.third_party import products, rows
 
     known = {**rows.CASES, **products.cases(arch)}

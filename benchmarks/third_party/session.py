@@ -6,12 +6,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+ENDS_S = 10
+"""Seconds that the process has to end by itself, once nothing more is asked of it."""
 MISSING = "quack-kernels is not installed: pip install -e '.[third-party]' -c constraints.txt"
 
 
@@ -24,7 +27,8 @@ class Session:
     """One process for one architecture. It works on what was asked for ahead of being asked for the answer."""
 
     def __init__(self, arch: str, names: Sequence[str] = ()) -> None:
-        command = [sys.executable, "-m", "benchmarks.third_party.process", arch]
+        self._folder = tempfile.TemporaryDirectory(prefix="dsv4-third-party-")
+        command = [sys.executable, "-m", "benchmarks.third_party.process", arch, self._folder.name]
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -36,11 +40,17 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(ENDS_S if kind is None else 0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        self._folder.cleanup()
 
     def _ask(self, name: str) -> None:
         assert self._process.stdin is not None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
 import time
 import types
 from dataclasses import dataclass, field
@@ -83,11 +82,14 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)  # a number of the compiler's
 
 
-def prepare(arch: str) -> None:
-    """Make this process one that compiles for ``arch`` and emulates. Once, before quack or the compiler is imported."""
+def prepare(arch: str, folder: str) -> None:
+    """Make this process one that compiles for ``arch`` and emulates. Once, before quack or the compiler is imported.
+
+    The compiler's files go to ``folder``, which the caller removes.
+    """
     os.environ.update(CUTE_DSL_ARCH=arch, QUACK_ARCH=arch, QUACK_CACHE_ENABLED="0")
     _answer_for_the_device(arch)
-    _emulate_what_is_compiled()
+    _emulate_what_is_compiled(folder)
     sys.modules["triton"] = _no_triton()
     try:
         importlib.import_module("quack.autotuner")
@@ -119,15 +121,14 @@ def _answer_for_the_device(arch: str) -> None:
     torch.library.custom_op = lambda name, fn=None, **options: custom_op(name, fn, **{**options, "device_types": None})
 
 
-def _emulate_what_is_compiled() -> None:
+def _emulate_what_is_compiled(folder: str) -> None:
     import cutlass.cute as cute
 
     compile_kernel = cute.compile
-    folder = tempfile.TemporaryDirectory(prefix="dsv4-third-party-")
 
     def compile_and_emulate(function: Any, *arguments: Any, options: str = "", **more: Any) -> Emulated:
         started = time.monotonic()
-        made = compile_kernel(function, *arguments, options=f"{options} {OPTIONS} --dump-dir {folder.name}", **more)
+        made = compile_kernel(function, *arguments, options=f"{options} {OPTIONS} --dump-dir {folder}", **more)
         RECORD.compile_s += time.monotonic() - started
         return Emulated(made)
 

@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -154,7 +153,7 @@ def compile_job(job: Job, folder: str) -> Compiled:
     """Compile a job in this process; ``folder`` is made and holds the sources."""
     Path(folder).mkdir()
     if job.module:
-        compiled = getattr(importlib.import_module(job.module), job.function)(*job.arguments, _dump_folder())
+        compiled = getattr(importlib.import_module(job.module), job.function)(*job.arguments, _dump_folder(folder))
         return _result(compiled, folder, "", _called_like(job.op) if job.op else None, dict(job.config))
     return _compile_plan(job, folder)
 
@@ -166,8 +165,10 @@ def _called_like(op: str) -> Contract:
     return default_plans(op, "sm_90a")[0].contract
 
 
-def _dump_folder() -> str:
-    return tempfile.mkdtemp(prefix="dsv4-lessons-")
+def _dump_folder(folder: str) -> str:
+    made = Path(folder, "compiler")
+    made.mkdir()
+    return str(made)
 
 
 def _compile_plan(job: Job, folder: str) -> Compiled:
@@ -187,7 +188,7 @@ def _compile_plan(job: Job, folder: str) -> Compiled:
             _load_edited(name, edit, folder)
     (Path(folder) / "source.py").write_text(text)
     module = load_source(text)
-    dump = _dump_folder()
+    dump = _dump_folder(folder)
     options = f"{OPTIONS} --gpu-arch {job.arch} --opt-level {made.config['opt_level']} --dump-dir {dump}"
     compiled = cute.compile(module.launch, *module.arguments(made.variant), options=options)
     return _result(compiled, folder, text, made.contract, made.config)
