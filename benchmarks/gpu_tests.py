@@ -41,6 +41,7 @@ class Recorder:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="FILE", nargs="?", const="", help="keep the result, under its dated name")
+    parser.add_argument("--commit", default=commit(), help="what the files are of, where git cannot say it")
     parser.add_argument("tests", nargs="*", default=["tests"])
     chosen = parser.parse_args()
     recorder, now = Recorder(), datetime.now(UTC)
@@ -51,7 +52,7 @@ def main() -> int:
         result = {
             "schema": 1,
             "date": now.isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": chosen.commit,
             "device": device,
             "versions": versions(),
             "total": dict(Counter(outcome for outcome, _, _ in recorder.ended.values())),

@@ -15,7 +15,18 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 if TYPE_CHECKING:
     from dsv4.runtime.cache import KernelCache
     from dsv4.runtime.dispatch import configure, trace_dispatch, warmup
-    from dsv4.runtime.errors import ArtifactRefused, CacheRefused, ContractError, Dsv4Error, Dsv4Warning, KernelMissing
+    from dsv4.runtime.errors import (
+        ArtifactRefused,
+        CacheFull,
+        CacheRefused,
+        CheckpointError,
+        ConfigError,
+        ContractError,
+        Dsv4Error,
+        Dsv4Warning,
+        KernelMissing,
+        SettingError,
+    )
     from dsv4.runtime.ops.fmha import fmha
     from dsv4.runtime.ops.rms_norm import rms_norm
 
@@ -23,12 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactRefused",
+    "CacheFull",
     "CacheRefused",
+    "CheckpointError",
+    "ConfigError",
     "ContractError",
     "Dsv4Error",
     "Dsv4Warning",
     "KernelCache",
     "KernelMissing",
+    "SettingError",
     "__version__",
     "configure",
     "fmha",

@@ -1,6 +1,6 @@
-"""The main job, once through: specs → refusals → kernels for both chips → checks → emulator → runtime → table.
+"""The main job, once through: specs → refusals → kernels → checks → emulator → operators → the model → table.
 
-Runs on any machine; without a GPU the last step runs the PyTorch reference and says so. ``make demo``.
+Runs on any machine, for both chips; without a GPU the runtime runs the PyTorch reference and says so. ``make demo``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dsv4.generator.build import build
 from dsv4.generator.commands.build import build_table
 from dsv4.generator.commands.listing import pairs
 from dsv4.generator.console import err, out, progress_bar
+from dsv4.generator.demo_model import generate_text
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.resources import Refused
 from dsv4.generator.spec import default_plans, list_archs, list_models, list_ops, load_op, plan
@@ -76,6 +77,9 @@ def main() -> int:
 
     out.print(Rule("6. run the operators through the runtime"))
     wrong = run_operators()
+
+    out.print(Rule("7. generate from a small random checkpoint"))
+    wrong += generate_text("cuda" if torch.cuda.is_available() else "cpu")
 
     out.print(build_table(results))
     out.print(

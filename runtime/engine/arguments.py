@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 _EXAMPLES = """\
 examples:
@@ -17,9 +18,14 @@ exit codes: 0 done, 2 something given is wrong (one line says what), 130 ended b
 """
 
 
+class _OneLine(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; valid: what --help shows\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Gives a namespace with the fields that ``command.run`` reads."""
-    made = argparse.ArgumentParser(
+    made = _OneLine(
         prog="python -m dsv4.generate",
         description="Generate text from a DeepSeek-V4 checkpoint.",
         epilog=_EXAMPLES,

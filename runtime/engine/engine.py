@@ -95,9 +95,13 @@ class Engine:
     ) -> list[Result]:
         """Run ``requests``, and whatever is queued, to their ends; their results in order. ``after_step`` is told.
 
-        Ctrl-C ends all sequences with what they have (``finish="interrupted"``). An error that a step raises ends the
-        sequences of that step (``"failed"``) and is raised.
+        A prompt that ``submit`` refuses is raised before any request is queued. Ctrl-C ends all sequences with what
+        they have (``finish="interrupted"``). An error that a step raises ends the sequences of that step
+        (``"failed"``) and what is left of ``requests``, and is raised.
         """
+        requests = list(requests)
+        for request in requests:
+            require_prompt(request.prompt, self.model.config, self.cache.positions_max)
         numbers = [self.submit(request) for request in requests]
         try:
             while not self.is_idle:
@@ -106,6 +110,9 @@ class Engine:
                     after_step(self)
         except KeyboardInterrupt:
             self.cancel()
+        except BaseException:
+            self._drop(set(numbers))
+            raise
         return [self._results.pop(number) for number in numbers]
 
     def cancel(self, finish: Finish = "interrupted") -> None:
@@ -236,6 +243,16 @@ class Engine:
             if running.finish is None and running.take(token, self.cache.positions_max):
                 new.append(token)
         return new
+
+    def _drop(self, numbers: set[int]) -> None:
+        """End these requests where they stand; nobody will ask for their results."""
+        for running in (*self._running, *self._waiting):
+            if running.number in numbers:
+                self._end(running, "failed")
+        self._running = [running for running in self._running if running.number not in numbers]
+        self._waiting = deque(running for running in self._waiting if running.number not in numbers)
+        for number in numbers:
+            self._results.pop(number, None)
 
     def _end(self, running: Running, finish: Finish) -> None:
         running.finish = finish

@@ -40,14 +40,15 @@ def generate(chosen: Namespace, out: TextIO, err: TextIO) -> bool:
     options = _options(chosen, config)
     if chosen.chunk < 1:
         raise ContractError(f"--chunk: found {chosen.chunk}; valid: 1 or more")
+    if chosen.speculate and not config.num_nextn_predict_layers:
+        raise ContractError("--speculate: the model has no MTP layer; valid: a checkpoint with one")
     layout, budget = _layout(chosen, config, prompts)
     for prompt in prompts:
         require_prompt(prompt, config, layout.positions_max)
     if chosen.show_cache:
         print(table(layout, budget), file=err)
-    loaded = load(chosen.checkpoint, device, mtp=chosen.speculate)
-    weights = expand_if_small(loaded.weights, layout.precision.wide)
-    model = Transformer(loaded.config, weights, numerics=layout.precision.numerics)
+    weights = expand_if_small(load(chosen.checkpoint, device, mtp=chosen.speculate).weights, layout.precision.wide)
+    model = Transformer(config, weights, numerics=layout.precision.numerics)
     engine = Engine(model, PagedCache(layout, device), chunk=chosen.chunk, speculate=chosen.speculate)
     streams = not chosen.json and len(prompts) == 1
     teller = _Teller(Meter(sum(map(len, prompts))), ProgressLine(err), tokenizer, out if streams else None)
@@ -82,6 +83,9 @@ def _ids(name: str, text: str) -> list[int]:
 
 def _options(chosen: Namespace, config: ModelConfig) -> SamplingOptions:
     stops = _ids("--stop-ids", chosen.stop_ids)
+    for token in stops:
+        if not 0 <= token < config.vocab_size:
+            raise ContractError(f"--stop-ids: found id {token}; valid: 0 to {config.vocab_size - 1}")
     return SamplingOptions(
         max_new_tokens=chosen.max_new_tokens,
         temperature=chosen.temperature,

@@ -7,6 +7,7 @@ from then on replayed. A replay reads the step's buffers and the block tables, w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Graphs:
         self._device = device
         self._seen: set[tuple[int, ...]] = set()
         self._graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # the memory that all graphs share
 
     def run(self, tick: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
         """``tick(batch)``, replayed where a batch of this shape was recorded; valid until the next call."""

@@ -13,7 +13,9 @@ from dsv4.runtime.model.config import ModelConfig
 Finish = Literal["stop", "length", "interrupted", "failed"]
 """Why a sequence ended: a stop token (which is not part of it), its token limit or the cache's, the user, an error."""
 
-_SEED_LIMIT = 1 << 63
+LEAST_TEMPERATURE = 1e-5
+"""As in the official code. Logits divided by much less are infinite in float32, and probabilities no numbers."""
+_INT64_LIMIT = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,13 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise _refused("max_new_tokens", self.max_new_tokens, "1 or more")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise _refused("temperature", self.temperature, "0 (greedy) or more")
-        if self.top_k < 0:
-            raise _refused("top_k", self.top_k, "0 (all) or more")
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf):
+            raise _refused("temperature", self.temperature, f"0 (greedy), or {LEAST_TEMPERATURE} and more")
+        if not 0 <= self.top_k < _INT64_LIMIT:
+            raise _refused("top_k", self.top_k, "0 (all) or more, a signed 64-bit number")
         if not 0 < self.top_p <= 1:
             raise _refused("top_p", self.top_p, "more than 0, at most 1")
-        if not -_SEED_LIMIT <= self.seed < _SEED_LIMIT:
+        if not -_INT64_LIMIT <= self.seed < _INT64_LIMIT:
             raise _refused("seed", self.seed, "a signed 64-bit number")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv4.runtime.errors import CheckpointError
+from dsv4.runtime.errors import CheckpointError, ContractError
 
 FILE = "tokenizer.json"
 _BROKEN = "\ufffd"
@@ -39,6 +39,12 @@ class Tokenizer:
             raise CheckpointError(f"{path}: found {str(error).splitlines()[0]}; valid: a tokenizers file") from None
 
     def encode(self, text: str) -> list[int]:
+        """Raises ``ContractError`` for text that is no Unicode, such as the bytes of another encoding."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = ascii(text[error.start : error.end])
+            raise ContractError(f"prompt: found {found} at character {error.start}; valid: text in UTF-8") from None
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:

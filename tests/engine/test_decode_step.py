@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dsv4.runtime.engine import engine as engine_module
 from dsv4.runtime.engine import tick
 from dsv4.runtime.engine.batch import Batch, Part, make_batch, reach_of
 from dsv4.runtime.engine.buffers import DecodeBuffers
@@ -95,6 +97,23 @@ def test_nothing_waits_for_the_device(speculate: bool, no_waiting: Watched) -> N
         tick_of(running, batch)
         running.cache.settle()
     assert watch.seen > 500
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_decoding_makes_nothing_anew(speculate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first new token on steps run in the buffers, and block tables stay as they were at admission, over the
+    end of a block."""
+    running = engine(sequences=1, speculate=speculate)
+    number = running.submit(Request(text(124), replace(OPTIONS, max_new_tokens=8)))
+    running.step()
+    table = running.cache._table.clone()
+    monkeypatch.setattr(engine_module, "make_batch", forbidden("made anew"))
+    monkeypatch.setattr(running.cache, "_ints", forbidden("made anew"))
+    while not running.is_idle:
+        assert torch.equal(running.cache._table, table) and (table[0] >= 0).sum() == 2
+        running.step()
+    result = running.result(number)
+    assert result is not None and len(result.tokens) == 8
 
 
 def test_waiting_would_be_noticed(no_waiting: Watched) -> None:

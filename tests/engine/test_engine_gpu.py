@@ -62,13 +62,20 @@ def test_quantised_steps_are_recorded(numerics: Numerics) -> None:
 
 
 def test_one_layer_of_flash() -> None:
-    """CSA, with experts in MXFP4, as large as the real one: prefill in chunks, then recorded steps."""
+    """A CSA layer as large as the real one but for the number of experts: prefill in chunks, then recorded steps."""
     config = FLASH.replace(
-        num_hidden_layers=1, num_nextn_predict_layers=0, compress_ratios=(4,), num_hash_layers=0, vocab_size=4096
+        num_hidden_layers=1,
+        num_nextn_predict_layers=0,
+        compress_ratios=(4,),
+        num_hash_layers=0,
+        vocab_size=4096,
+        n_routed_experts=64,
     )
-    maker = Maker(config, dtype=torch.bfloat16, dense=Format.FP8_BLOCK, routed=Format.MXFP4)
-    maker.generator = torch.Generator(device="cuda").manual_seed(0)
-    model = Transformer(config, maker.model(), numerics=Numerics.ENGINE)
+    with torch.device("cuda"):
+        maker = Maker(config, dtype=torch.bfloat16, dense=Format.FP8_BLOCK, routed=Format.MXFP4)
+        maker.generator = torch.Generator(device="cuda").manual_seed(0)
+        weights = maker.model()
+    model = Transformer(config, weights, numerics=Numerics.ENGINE)
     running = engine(model, sequences=2)
     results = running.generate([Request(prompt(config, 300), GREEDY), Request(prompt(config, 7), GREEDY)])
     assert [len(result.tokens) for result in results] == [40, 40]

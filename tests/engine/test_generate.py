@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import torch
 
 from dsv4.runtime.checkpoint.write_tiny import write_checkpoint
 from dsv4.runtime.engine import command, generation
+from dsv4.runtime.engine.arguments import parser
+from dsv4.runtime.engine.meter import ProgressLine
 from dsv4.runtime.model.config import WeightScheme
 from dsv4.runtime.model.presets import TINY
 
@@ -135,7 +138,10 @@ def test_the_table_of_the_cache(generate: Generate) -> None:
         ((), "prompt: found none; valid: --prompt TEXT or --prompt-ids"),
         (("--prompt-ids", "1", "--max-new-tokens", "0"), "sampling: max_new_tokens: found 0"),
         (("--prompt-ids", "1", "--temperature", "-1"), "sampling: temperature: found -1.0"),
+        (("--prompt-ids", "1", "--temperature", "1e-42"), "sampling: temperature: found 1e-42"),
+        (("--prompt-ids", "1", "--top-k", str(1 << 63)), "sampling: top_k: found 9223372036854775808"),
         (("--prompt-ids", "1", "--stop-ids", "x"), "--stop-ids: found 'x'"),
+        (("--prompt-ids", "1", "--stop-ids", "7,320"), "--stop-ids: found id 320; valid: 0 to 319"),
         (("--prompt-ids", "1", "--chunk", "0"), "--chunk: found 0"),
         (("--prompt-ids", "1", "--device", "cuda:77"), "device: found cuda:77"),
         (("--prompt-ids", "1", "--device", "tpu"), "device: found 'tpu'"),
@@ -307,3 +313,41 @@ def test_the_small_are_expanded_and_the_large_are_not(checkpoints: dict[str, Pat
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(expanding, "EXPANDED_BYTES_MAX", expected - 1)
         assert expanding.expand_if_small(weights) is weights
+
+
+@pytest.mark.parametrize("given", [["--prompt-ids", "5"], ["--checkpoint", "here", "--block", "64"], ["--nothing"]])
+def test_usage_errors_are_one_line(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(given)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("valid: what --help shows\n")
+
+
+def test_a_reader_that_has_enough(checkpoints: dict[str, Path]) -> None:
+    """As ``… | head -c 1`` does: the program ends, without a word."""
+    arguments = ["--checkpoint", str(checkpoints["plain"]), "--prompt-ids", IDS, "--ignore-eos"]
+    command_line = [sys.executable, "-m", "dsv4.generate", *arguments, "--max-new-tokens", "3"]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(120) == 0 and "error" not in said
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far the prompt is, and how many new tokens there are; gone before the text and at the end."""
+    monkeypatch.setattr(generation, "ProgressLine", lambda stream: ProgressLine(stream, every_s=0))
+    given = ["--checkpoint", str(checkpoints["plain"]), "--prompt-ids", IDS, "--chunk", "2", "--max-new-tokens", "3"]
+    for more in ([], ["--json"]):
+        err = Terminal()
+        assert not generation.generate(parser().parse_args([*given, "--ignore-eos", *more]), io.StringIO(), err)
+        shown = err.getvalue().split("\r")
+        assert "prompt: 2 of 5 tokens" in shown and "prompt: 4 of 5 tokens" in shown
+        assert any(text.startswith("2 new tokens, ") for text in shown) == bool(more)
+        assert shown[-1].startswith("5 prompt tokens at ")

@@ -19,10 +19,11 @@ EVEN = SamplingOptions(max_new_tokens=4, temperature=2.0, top_p=0.9)
 SEQUENCES = 240
 
 
-@pytest.mark.parametrize("length", [3, 90])
-def test_greedy_text_is_the_same(length: int) -> None:
-    """72 tokens, over the ends of CSA and HCA entries, some of the drafts kept."""
-    assert alone(text(length), LONG, speculate=True).tokens == alone(text(length), LONG).tokens
+def test_greedy_text_is_the_same() -> None:
+    """72 tokens, over the ends of CSA and HCA entries."""
+    drafted = alone(text(90), LONG, speculate=True)
+    assert len(drafted.tokens) == 72 and drafted.tokens == alone(text(90), LONG).tokens
+    assert drafted.drafts - drafted.accepted > 0, "some drafts were taken back"
 
 
 def test_greedy_text_is_the_same_when_drafts_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +47,7 @@ def test_greedy_text_is_the_same_when_drafts_are_good(monkeypatch: pytest.Monkey
 def test_drafts_are_those_of_the_mtp_layer() -> None:
     """What the engine drafts after each step is what the MTP layer says in one pass over the finished text."""
     running = engine(sequences=2, speculate=True, chunk=20)
-    request = Request(text(45), replace(LONG, max_new_tokens=20))
+    request = Request(text(45), replace(LONG, max_new_tokens=14))
     number = running.submit(request)
     running.submit(Request(text(30, 9), LONG))
     drafts: dict[int, int] = {}
@@ -62,7 +63,7 @@ def test_drafts_are_those_of_the_mtp_layer() -> None:
     streams = model().forward(step, cache).streams
     logits = model().draft(streams, torch.tensor(written[1:]), step, cache).logits
     expected = logits.argmax(dim=-1).tolist()
-    assert len(drafts) >= 10
+    assert len(drafts) >= 7
     for length, draft in drafts.items():
         assert draft == expected[length - 2], f"the draft of token {length}"
 
@@ -118,9 +119,9 @@ def test_keeping_every_draft_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_longer_text_begins_like_a_shorter_one() -> None:
-    warm = replace(LONG, temperature=1.0, max_new_tokens=20)
+    warm = replace(LONG, temperature=1.0, max_new_tokens=9)
     whole = alone(text(10), warm, speculate=True).tokens
-    for count in (1, 2, 3, 9):
+    for count in (1, 2, 5):
         assert alone(text(10), replace(warm, max_new_tokens=count), speculate=True).tokens == whole[:count]
 
 

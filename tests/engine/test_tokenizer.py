@@ -11,7 +11,7 @@ import pytest
 
 from dsv4.runtime.checkpoint.tiny_tokenizer import tokenizer_json
 from dsv4.runtime.engine.tokenizer import TextStream, Tokenizer, why_none
-from dsv4.runtime.errors import CheckpointError
+from dsv4.runtime.errors import CheckpointError, ContractError
 
 
 class Bytes(Tokenizer):
@@ -64,6 +64,12 @@ def test_texts_go_there_and_back(tmp_path: Path) -> None:
         assert tokenizer.decode(ids) == text and all(2 <= token < 1024 for token in ids)
         stream = TextStream(tokenizer)
         assert "".join(stream.add(token) for token in ids) + stream.end() == text
+
+
+def test_bytes_that_are_no_text() -> None:
+    """As a command line in another encoding gives them."""
+    with pytest.raises(ContractError, match=r"prompt: found '\\udcff' at character 2; valid: text in UTF-8"):
+        Bytes().encode("ab\udcff")
 
 
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
