@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
-from dsv4.emulator.dlpack import DTYPES, element_bytes
 from dsv4.emulator.errors import ArgumentRefused
 from dsv4.emulator.memory import Arena
+from dsv4.runtime.dlpack import DTYPES, element_bytes
 
 Role = Literal["input", "output", "inout", "workspace"]
 ROLES: tuple[Role, ...] = ("input", "output", "inout", "workspace")

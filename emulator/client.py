@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from dsv4.emulator.kernels import image_key
 from dsv4.emulator.memory import Arena
 from dsv4.emulator.outcome import Report
 from dsv4.emulator.policy import MAX_INSTRUCTIONS
+from dsv4.runtime.lines import LineReader
 
 START_SECONDS = 330.0
 """What the first start may take: it builds the core."""
@@ -80,7 +80,7 @@ class Client:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._arena: Arena | None = None
-        self._unread = b""
+        self._lines: LineReader | None = None
         self._known_objects: set[str] = set()
         self._known_texts: set[str] = set()
 
@@ -209,6 +209,8 @@ class Client:
             pass_fds=(descriptor,),
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
+        assert self._process.stdout is not None
+        self._lines = LineReader(self._process.stdout)
         try:
             ready = self._line(START_SECONDS)
         except (TimeoutError, EOFError) as error:
@@ -225,20 +227,8 @@ class Client:
 
     def _line(self, seconds: float) -> dict[str, Any]:
         """The next line. Raises TimeoutError after ``seconds`` without one, EOFError where the process ended."""
-        assert self._process is not None and self._process.stdout is not None
-        stream = self._process.stdout.fileno()
-        deadline = time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(stream, selectors.EVENT_READ)
-            while b"\n" not in self._unread:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                received = os.read(stream, 1 << 16)
-                if not received:
-                    raise EOFError
-                self._unread += received
-        line, _, self._unread = self._unread.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        assert self._lines is not None
+        answer: dict[str, Any] = json.loads(self._lines.line(seconds))
         return answer
 
     def _ended(self) -> str:
@@ -264,7 +254,7 @@ class Client:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self._process, self._log, self._unread = None, None, b""
+        self._process, self._log, self._lines = None, None, None
         self._known_objects.clear()
         self._known_texts.clear()
 

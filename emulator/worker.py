@@ -22,13 +22,13 @@ from typing import Any
 from dsv4.emulator import library, shim
 from dsv4.emulator.c_interface import CModule, TensorView
 from dsv4.emulator.device import BlockMemory, EmulatedDevice, LaunchRefused, Pass
-from dsv4.emulator.dlpack import DeviceTensor
 from dsv4.emulator.errors import ArgumentRefused, EmulatorError, KernelEndless, ObjectRefused, described
 from dsv4.emulator.kernels import Library
 from dsv4.emulator.memory import Mapping as Memory
 from dsv4.emulator.outcome import Finding
 from dsv4.emulator.policy import by_name
 from dsv4.emulator.tma_descriptor import DescriptorError
+from dsv4.runtime.dlpack import DeviceTensor
 
 _PR_SET_PDEATHSIG = 1
 ENDLESS = "endless"

@@ -18,18 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.generator.build.messages import CompileFailed
+from dsv4.runtime.dlpack import DTYPES, DeviceTensor
 
 LOG_NAME = "launches.jsonl"
 SECONDS_LIMIT = 60
 _LARGEST_BYTES = 1 << 40
 _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
-_KDLCUDA = 2
-# dtype name -> (DLPack type code, bits, lanes)
-_DLPACK = {
-    "bf16": (4, 16, 1), "f16": (2, 16, 1), "f32": (2, 32, 1), "f64": (2, 64, 1),
-    "i8": (0, 8, 1), "i32": (0, 32, 1), "i64": (0, 64, 1), "u8": (1, 8, 1), "bool": (6, 8, 1),
-    "e4m3": (10, 8, 1), "e5m2": (12, 8, 1), "e8m0": (14, 8, 1), "e2m1x2": (17, 4, 2),
-}  # fmt: skip
 
 
 class ProbeFailed(CompileFailed):
@@ -68,47 +62,8 @@ def run(folder: Path, request: Mapping[str, Any], stub: Path) -> list[dict[str, 
 # The child's side
 
 
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _ManagedTensor(ctypes.Structure):
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
-
-
-class _CpuAsCuda:
-    """CPU memory that says through DLPack that it lies on CUDA device 0."""
-
-    def __init__(self, data: int, dtype: str, shape: list[int], strides: list[int]) -> None:
-        extents = ctypes.c_int64 * len(shape)
-        self._arrays = (extents(*shape), extents(*strides))
-        pointers = [ctypes.cast(array, ctypes.POINTER(ctypes.c_int64)) for array in self._arrays]
-        code, bits, lanes = _DLPACK[dtype]
-        tensor = _Tensor(data, _KDLCUDA, 0, len(shape), code, bits, lanes, pointers[0], pointers[1], 0)
-        self._managed = _ManagedTensor(tensor, None, None)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (_KDLCUDA, 0)
-
-    def __dlpack__(self, **_: Any) -> Any:
-        make = ctypes.pythonapi.PyCapsule_New
-        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-        return make(ctypes.addressof(self._managed), b"dltensor", None)
-
-
 def _bytes(item: Mapping[str, Any]) -> int:
-    _, bits, lanes = _DLPACK[item["dtype"]]
+    _, bits, lanes = DTYPES[item["dtype"]]
     reach = 1 + sum((n - 1) * stride for n, stride in zip(item["shape"], item["strides"], strict=True))
     return reach * bits * lanes // 8 + 1
 
@@ -133,7 +88,7 @@ def main(folder: Path, stub: Path) -> int:
             continue
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        owners = [_CpuAsCuda(address, **item) if "dtype" in item else None for item in arguments]
+        owners = [DeviceTensor(address, **item) if "dtype" in item else None for item in arguments]
         values = [
             tvm_ffi.from_dlpack(owner) if owner else item.get("scalar")
             for owner, item in zip(owners, arguments, strict=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+from dsv4.runtime.lines import LineReader
 
 START_SECONDS = 120.0
 """What importing torch and making a CUDA context may take before the first kernel begins."""
@@ -33,7 +33,7 @@ class GpuClient:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self._unread = b""
+        self._lines: LineReader | None = None
 
     def __enter__(self) -> GpuClient:
         return self
@@ -71,24 +71,14 @@ class GpuClient:
             stderr=self._log,
             start_new_session=True,
         )
+        assert self._process.stdout is not None
+        self._lines = LineReader(self._process.stdout)
         return self._process
 
     def _line(self, seconds: float) -> dict[str, Any]:
         """The worker's next line. Raises TimeoutError after ``seconds`` without one, EOFError where it ended."""
-        assert self._process is not None and self._process.stdout is not None
-        stream = self._process.stdout.fileno()
-        deadline = time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(stream, selectors.EVENT_READ)
-            while b"\n" not in self._unread:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError(f"nothing heard for {seconds:.0f} s")
-                received = os.read(stream, 1 << 16)
-                if not received:
-                    raise EOFError
-                self._unread += received
-        line, _, self._unread = self._unread.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        assert self._lines is not None
+        answer: dict[str, Any] = json.loads(self._lines.line(seconds))
         return answer
 
     def _last_words(self) -> str:
@@ -107,4 +97,4 @@ class GpuClient:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
                 stream.close()
-        self._process, self._log, self._unread = None, None, b""
+        self._process, self._log, self._lines = None, None, None

@@ -11,9 +11,9 @@ import torch
 import tvm_ffi
 
 from dsv4 import emulator
-from dsv4.emulator.dlpack import DeviceTensor
 from dsv4.emulator.errors import ArgumentRefused, FindingsError
 from dsv4.emulator.objects import from_compiled, from_files
+from dsv4.runtime.dlpack import DeviceTensor
 from tests.emulator import front_door_kernels
 
 Compiled = Callable[..., Any]

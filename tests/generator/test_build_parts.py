@@ -172,14 +172,14 @@ def test_the_object_asks_for_no_more_than_this_machine_has(kernel: Path) -> None
 CALL = """
     import ctypes, sys
     from pathlib import Path
-    from dsv4.generator.build import probe
+    from dsv4.runtime.dlpack import DeviceTensor
     sys.modules["torch"] = None
     import tvm_ffi
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
     function = tvm_ffi.load_module(sys.argv[2]).get_function(sys.argv[3])
     memory = ctypes.create_string_buffer(1 << 12)
     address = (ctypes.addressof(memory) + 127) // 128 * 128
-    x = tvm_ffi.from_dlpack(probe._CpuAsCuda(address, "f32", [16], [1]))
+    x = tvm_ffi.from_dlpack(DeviceTensor(address, "f32", [16], [1]))
     for count in (2, 2, 1):  # twice: a failed start is tried again, and fails the same way
         try:
             function(*[x] * count, 1.0)
