@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -62,51 +62,83 @@ def experts(
     stage = stage_dtype or dtype
     k, width = ids.shape[1], y.shape[1]
     rows, flat = y.repeat_interleave(k, dim=0), ids.reshape(-1).to(torch.int64)
-    weights = route_weights.reshape(-1)
 
-    def through(x: torch.Tensor, route: torch.Tensor, gate: Weight, up: Weight, down: Weight) -> torch.Tensor:
-        """x [.., R, d] and route [.., R] through weights [.., out, in]."""
-        quantized = quantized_by(rule, x, gate)
-        wide = dense(quantized, dtype)
-        products = [(wide @ w.dequantize(dtype).transpose(-1, -2)).to(stage) for w in (gate, up)]
-        h = swiglu_quant(
-            products[0], products[1], route, limit=limit, dtype=dtype, out_dtype=stage if round_hidden else dtype
-        )
+    def activated(gate: torch.Tensor, up: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+        h = swiglu_quant(gate, up, route, limit=limit, dtype=dtype, out_dtype=stage if round_hidden else dtype)
         assert isinstance(h, torch.Tensor)
-        return dense(quantized_by(rule, h, down), dtype) @ down.dequantize(dtype).transpose(-1, -2)
+        return h
 
-    by = _row_by_row if sync_free else _expert_by_expert
-    out = by(through, rows, weights, flat, (w1, w3, w2), out_dtype or y.dtype)
+    run = _row_by_row if sync_free else _expert_by_expert
+    out = run(rows, flat, route_weights.reshape(-1), (w1, w3, w2), activated, rule, stage, dtype, out_dtype or y.dtype)
     return out.view(-1, k, width)
 
 
-Through = Callable[[torch.Tensor, torch.Tensor, Weight, Weight, Weight], torch.Tensor]
+Activated = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""gate and up [.., I] and the routes' weights [..]: h [.., I]."""
 Three = tuple[Weight, Weight, Weight]
 
 
 def _expert_by_expert(
-    through: Through, rows: torch.Tensor, route: torch.Tensor, ids: torch.Tensor, weights: Three, dtype: torch.dtype
+    rows: torch.Tensor,
+    ids: torch.Tensor,
+    route: torch.Tensor,
+    weights: Three,
+    activated: Activated,
+    rule: Rule,
+    stage: torch.dtype,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    out = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    """Only the products go expert by expert; what is done to single rows is done to all of them at once."""
+    w1, w3, w2 = weights
     order = torch.sort(ids, stable=True).indices
-    counts = torch.bincount(ids, minlength=weights[0].shape[0]).tolist()
+    counts = torch.bincount(ids, minlength=w1.shape[0]).tolist()
+    x = _dense_rows(rule, rows[order], w1, ids[order], dtype)
+    gate, up = (_grouped(x, weight, counts).to(stage) for weight in (w1, w3))
+    h = _dense_rows(rule, activated(gate, up, route[order]), w2, ids[order], dtype)
+    out = torch.empty(rows.shape, dtype=out_dtype, device=rows.device)
+    out[order] = _grouped(h, w2, counts).to(out_dtype)
+    return out
+
+
+def _dense_rows(rule: Rule, x: torch.Tensor, weight: Weight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x [R, in] quantised as the expert of each row takes it, as numbers in ``dtype``."""
+    if rule == "nvfp4" and weight.input_scale is not None:
+        return dense(quantize_nvfp4(x, weight.input_scale[ids][:, None]), dtype)
+    return dense(quantized_by(rule, x, weight), dtype)
+
+
+def _grouped(x: torch.Tensor, weight: Weight, counts: Sequence[int]) -> torch.Tensor:
+    """x [R, in], sorted by expert, through weight [E, out, in]: [R, out]; ``counts`` [E]: how many rows each has."""
+    out = x.new_empty(x.shape[0], weight.shape[1])
     first = 0
     for expert, count in enumerate(counts):
         if count:
-            mine = order[first : first + count]
-            out[mine] = through(rows[mine], route[mine], *(w[expert] for w in weights)).to(dtype)
+            here = slice(first, first + count)
+            torch.mm(x[here], weight[expert].dequantize(x.dtype).transpose(0, 1), out=out[here])
             first += count
     return out
 
 
 def _row_by_row(
-    through: Through, rows: torch.Tensor, route: torch.Tensor, ids: torch.Tensor, weights: Three, dtype: torch.dtype
+    rows: torch.Tensor,
+    ids: torch.Tensor,
+    route: torch.Tensor,
+    weights: Three,
+    activated: Activated,
+    rule: Rule,
+    stage: torch.dtype,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    out = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    out = torch.empty(rows.shape, dtype=out_dtype, device=rows.device)
     _, inner, width = weights[0].shape
     step = max(1, GATHER_BYTES_MAX // (12 * inner * width))
     for first in range(0, rows.shape[0], step):
         here = slice(first, first + step)
-        gathered = (w[ids[here]] for w in weights)
-        out[here] = through(rows[here, None], route[here, None], *gathered).squeeze(1).to(dtype)
+        w1, w3, w2 = (weight[ids[here]] for weight in weights)
+        x = dense(quantized_by(rule, rows[here, None], w1), dtype)
+        gate, up = ((x @ weight.dequantize(dtype).transpose(-1, -2)).to(stage) for weight in (w1, w3))
+        h = dense(quantized_by(rule, activated(gate, up, route[here, None]), w2), dtype)
+        out[here] = (h @ w2.dequantize(dtype).transpose(-1, -2)).squeeze(1).to(out_dtype)
     return out
