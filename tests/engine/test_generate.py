@@ -291,6 +291,7 @@ def test_as_a_program(checkpoints: dict[str, Path], tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as running:
         assert running.stdout is not None and running.stderr is not None
         first = running.stdout.read(1)
