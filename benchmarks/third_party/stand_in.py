@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 CAPABILITY = {"sm_90a": (9, 0), "sm_100a": (10, 0)}
 PROCESSORS = 4
@@ -37,7 +38,7 @@ class Record:
 
 
 RECORD = Record()
-_fresh: set[int] = set()  # storages that torch.empty made and no kernel has seen yet
+_fresh: dict[int, StorageWeakRef] = {}  # by address: storages that torch.empty made and no kernel has seen yet
 _addressed: dict[int, torch.Tensor] = {}
 
 
@@ -71,9 +72,8 @@ def _plain(value: Any) -> Any:
     from dsv4 import emulator
 
     if isinstance(value, torch.Tensor):
-        storage = value.untyped_storage().data_ptr()
-        fresh = storage in _fresh
-        _fresh.discard(storage)
+        made = _fresh.pop(value.untyped_storage().data_ptr(), None)
+        fresh = made is not None and not made.expired()  # else another tensor got the memory of one that is gone
         return emulator.workspace(value.detach()) if fresh else value.detach()
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
@@ -152,7 +152,8 @@ def _mark_what_is_empty() -> None:
 
         def marked(*arguments: Any, _original: Any = original, **options: Any) -> torch.Tensor:
             made: torch.Tensor = _original(*arguments, **options)
-            _fresh.add(made.untyped_storage().data_ptr())
+            storage = made.untyped_storage()
+            _fresh[storage.data_ptr()] = StorageWeakRef(storage)
             return made
 
         setattr(torch, name, marked)
