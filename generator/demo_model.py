@@ -21,24 +21,11 @@ from dsv4.runtime.kv.paged import PagedCache
 from dsv4.runtime.kv.settings import CacheSettings, formats_for
 from dsv4.runtime.kv.table import table
 from dsv4.runtime.model.numerics import Numerics
-from dsv4.runtime.model.presets import TINY
+from dsv4.runtime.model.presets import NARROW
 from dsv4.runtime.model.transformer import Transformer
 
-CONFIG = TINY.replace(
-    vocab_size=320,
-    hidden_size=256,
-    num_attention_heads=2,
-    q_lora_rank=128,
-    o_lora_rank=128,
-    num_hidden_layers=3,
-    compress_ratios=(0, 4, 128, 0),
-    index_topk=32,
-    num_hash_layers=1,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    moe_intermediate_size=128,
-)
-"""Every kind of layer with the real head shapes, and little else."""
+CONFIG = NARROW.replace(index_topk=32)
+"""The indexer has to choose from the entries of the longer prompt."""
 PROMPTS = (tuple(range(20, 160)), (5, 9, 11))
 NEW_TOKENS, POSITIONS = 12, 256
 

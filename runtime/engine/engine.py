@@ -75,7 +75,13 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue ``request``; gives its number. Raises ``ContractError`` for a prompt that cannot be served."""
+        self._require(request)
+        return self._queue(request)
+
+    def _require(self, request: Request) -> None:
         require_prompt(request.prompt, self.model.config, self.cache.positions_max)
+
+    def _queue(self, request: Request) -> int:
         self._numbers += 1
         self._waiting.append(Running(self._numbers, request, text=list(request.prompt)))
         return self._numbers
@@ -101,8 +107,8 @@ class Engine:
         """
         requests = list(requests)
         for request in requests:
-            require_prompt(request.prompt, self.model.config, self.cache.positions_max)
-        numbers = [self.submit(request) for request in requests]
+            self._require(request)
+        numbers = [self._queue(request) for request in requests]
         try:
             while not self.is_idle:
                 self.step()

@@ -67,3 +67,18 @@ TINY = FLASH.replace(
     num_hash_layers=2,
 )
 """Every kind of layer, small enough for a CPU."""
+
+NARROW = TINY.replace(
+    vocab_size=320,
+    hidden_size=256,
+    num_attention_heads=2,
+    q_lora_rank=128,
+    o_lora_rank=128,
+    num_hidden_layers=3,
+    compress_ratios=(0, 4, 128, 0),
+    num_hash_layers=1,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=128,
+)
+"""Every kind of layer with the real head shapes and little else; the vocabulary has room for the byte tokenizer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,9 +18,12 @@ GATHER_BYTES_MAX = 256 << 20
 """Dequantised weights held at a time when every row fetches its own expert."""
 
 
-def quantized_by(rule: Rule, x: torch.Tensor, weight: Weight) -> torch.Tensor | Quantized:
+def quantized_by(
+    rule: Rule, x: torch.Tensor, weight: Weight, experts: torch.Tensor | None = None
+) -> torch.Tensor | Quantized:
     """x as the linear with ``weight`` takes it: x [.., in] with [out, in], or x [R, .., in] with [R, out, in].
 
+    ``experts`` [R]: where weight is [E, out, in], the expert of each row of x [R, in].
     Raises ``ValueError`` for NVFP4 without an input scale.
     """
     if rule == "none":
@@ -30,8 +33,8 @@ def quantized_by(rule: Rule, x: torch.Tensor, weight: Weight) -> torch.Tensor | 
             raise ValueError(
                 "nvfp4: the weight has no input_scale; valid: a calibrated one, or unquantised activations"
             )
-        scale = weight.input_scale
-        return quantize_nvfp4(x, scale.view(-1, 1, 1) if weight.codes.ndim == 3 else scale)
+        scale = weight.input_scale if experts is None else weight.input_scale[experts]
+        return quantize_nvfp4(x, scale.view(-1, *[1] * (x.ndim - 1)) if weight.codes.ndim == 3 else scale)
     return quantize_fp8(x, 128 if rule == "fp8_128" else 32)
 
 
@@ -63,82 +66,80 @@ def experts(
     k, width = ids.shape[1], y.shape[1]
     rows, flat = y.repeat_interleave(k, dim=0), ids.reshape(-1).to(torch.int64)
 
-    def activated(gate: torch.Tensor, up: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+    def through(
+        x: torch.Tensor, route: torch.Tensor, weights: Three, dense_by: Dense, product: Product
+    ) -> torch.Tensor:
+        w1, w3, w2 = weights
+        wide = dense_by(x, w1)
+        gate, up = (product(wide, weight).to(stage) for weight in (w1, w3))
         h = swiglu_quant(gate, up, route, limit=limit, dtype=dtype, out_dtype=stage if round_hidden else dtype)
         assert isinstance(h, torch.Tensor)
-        return h
+        return product(dense_by(h, w2), w2)
 
     run = _row_by_row if sync_free else _expert_by_expert
-    out = run(rows, flat, route_weights.reshape(-1), (w1, w3, w2), activated, rule, stage, dtype, out_dtype or y.dtype)
+    out = torch.empty(rows.shape, dtype=out_dtype or y.dtype, device=y.device)
+    run(out, through, rows, route_weights.reshape(-1), flat, (w1, w3, w2), rule, dtype)
     return out.view(-1, k, width)
 
 
-Activated = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""gate and up [.., I] and the routes' weights [..]: h [.., I]."""
 Three = tuple[Weight, Weight, Weight]
+Dense = Callable[[torch.Tensor, Weight], torch.Tensor]
+"""Rows quantised as a weight takes them, as numbers."""
+Product = Callable[[torch.Tensor, Weight], torch.Tensor]
+Through = Callable[[torch.Tensor, torch.Tensor, Three, Dense, Product], torch.Tensor]
 
 
 def _expert_by_expert(
+    out: torch.Tensor,
+    through: Through,
     rows: torch.Tensor,
-    ids: torch.Tensor,
     route: torch.Tensor,
+    ids: torch.Tensor,
     weights: Three,
-    activated: Activated,
     rule: Rule,
-    stage: torch.dtype,
     dtype: torch.dtype,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:
+) -> None:
     """Only the products go expert by expert; what is done to single rows is done to all of them at once."""
-    w1, w3, w2 = weights
     order = torch.sort(ids, stable=True).indices
-    counts = torch.bincount(ids, minlength=w1.shape[0]).tolist()
-    x = _dense_rows(rule, rows[order], w1, ids[order], dtype)
-    gate, up = (_grouped(x, weight, counts).to(stage) for weight in (w1, w3))
-    h = _dense_rows(rule, activated(gate, up, route[order]), w2, ids[order], dtype)
-    out = torch.empty(rows.shape, dtype=out_dtype, device=rows.device)
-    out[order] = _grouped(h, w2, counts).to(out_dtype)
-    return out
+    counts = torch.bincount(ids, minlength=weights[0].shape[0]).tolist()
+    sorted_ids = ids[order]
 
+    def dense_by(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return dense(quantized_by(rule, x, weight, sorted_ids), dtype)
 
-def _dense_rows(rule: Rule, x: torch.Tensor, weight: Weight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x [R, in] quantised as the expert of each row takes it, as numbers in ``dtype``."""
-    if rule == "nvfp4" and weight.input_scale is not None:
-        return dense(quantize_nvfp4(x, weight.input_scale[ids][:, None]), dtype)
-    return dense(quantized_by(rule, x, weight), dtype)
+    def product(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        made = x.new_empty(x.shape[0], weight.shape[1])
+        first = 0
+        for expert, count in enumerate(counts):
+            if count:
+                here = slice(first, first + count)
+                torch.mm(x[here], weight[expert].dequantize(dtype).transpose(0, 1), out=made[here])
+                first += count
+        return made
 
-
-def _grouped(x: torch.Tensor, weight: Weight, counts: Sequence[int]) -> torch.Tensor:
-    """x [R, in], sorted by expert, through weight [E, out, in]: [R, out]; ``counts`` [E]: how many rows each has."""
-    out = x.new_empty(x.shape[0], weight.shape[1])
-    first = 0
-    for expert, count in enumerate(counts):
-        if count:
-            here = slice(first, first + count)
-            torch.mm(x[here], weight[expert].dequantize(x.dtype).transpose(0, 1), out=out[here])
-            first += count
-    return out
+    out[order] = through(rows[order], route[order], weights, dense_by, product).to(out.dtype)
 
 
 def _row_by_row(
+    out: torch.Tensor,
+    through: Through,
     rows: torch.Tensor,
-    ids: torch.Tensor,
     route: torch.Tensor,
+    ids: torch.Tensor,
     weights: Three,
-    activated: Activated,
     rule: Rule,
-    stage: torch.dtype,
     dtype: torch.dtype,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:
-    out = torch.empty(rows.shape, dtype=out_dtype, device=rows.device)
+) -> None:
+    def dense_by(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return dense(quantized_by(rule, x, weight), dtype)
+
+    def product(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return x @ weight.dequantize(dtype).transpose(-1, -2)
+
     _, inner, width = weights[0].shape
     step = max(1, GATHER_BYTES_MAX // (12 * inner * width))
     for first in range(0, rows.shape[0], step):
         here = slice(first, first + step)
         w1, w3, w2 = (weight[ids[here]] for weight in weights)
-        x = dense(quantized_by(rule, rows[here, None], w1), dtype)
-        gate, up = ((x @ weight.dequantize(dtype).transpose(-1, -2)).to(stage) for weight in (w1, w3))
-        h = dense(quantized_by(rule, activated(gate, up, route[here, None]), w2), dtype)
-        out[here] = (h @ w2.dequantize(dtype).transpose(-1, -2)).squeeze(1).to(out_dtype)
-    return out
+        made = through(rows[here, None], route[here, None], (w1, w3, w2), dense_by, product)
+        out[here] = made.squeeze(1).to(out.dtype)

@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_sees_what_is_loaded_and_how_much(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="not needed at serving time: the extra `gen`")
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -115,7 +115,7 @@ def test_the_tokenizer_gives_every_id_a_text() -> None:
 
 
 def test_the_tokenizers_library_reads_it(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="an optional library: the extra `text`")
     write_checkpoint(tmp_path, MINI.replace(vocab_size=300))
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == 300

@@ -20,22 +20,8 @@ from dsv4.runtime.engine import command, generation
 from dsv4.runtime.engine.arguments import parser
 from dsv4.runtime.engine.meter import ProgressLine
 from dsv4.runtime.model.config import WeightScheme
-from dsv4.runtime.model.presets import TINY
+from dsv4.runtime.model.presets import NARROW
 
-NARROW = TINY.replace(
-    vocab_size=320,
-    hidden_size=256,
-    num_attention_heads=2,
-    q_lora_rank=128,
-    o_lora_rank=128,
-    num_hidden_layers=3,
-    compress_ratios=(0, 4, 128, 0),
-    num_hash_layers=1,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    moe_intermediate_size=128,
-)
-"""Every kind of layer, and a vocabulary with room for the byte tokenizer."""
 IDS = "5,9,11,300,7"
 Generate = Callable[..., tuple[int, str, str]]
 
@@ -112,7 +98,7 @@ def test_several_prompts_make_a_batch(generate: Generate) -> None:
 
 
 def test_text_in_and_out(generate: Generate) -> None:
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="an optional library: the extra `text`")
     arguments = ("--prompt", "héllo", "--max-new-tokens", "20", "--temperature", "1", "--ignore-eos")
     code, out, _ = generate(*arguments)
     whole = json.loads(generate(*arguments, "--json")[1])["sequences"][0]

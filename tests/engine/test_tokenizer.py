@@ -55,7 +55,7 @@ def test_spaces_that_depend_on_the_word_before() -> None:
 
 
 def test_texts_go_there_and_back(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="an optional library: the extra `text`")
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(1024)))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer is not None
@@ -73,7 +73,7 @@ def test_bytes_that_are_no_text() -> None:
 
 
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="an optional library: the extra `text`")
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: found .*; valid: a tokenizers file"):
         Tokenizer.load(tmp_path)
