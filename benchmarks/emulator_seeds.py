@@ -7,7 +7,6 @@ expected.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.harness.machine import commit
-from benchmarks.mutations import CHECKS
+from benchmarks.harness.check_file import check_path, head, write_check
 from dsv4.emulator.client import Client
 from dsv4.emulator.policy import FIXED, mixed
 from dsv4.generator.build import build
@@ -100,12 +98,10 @@ def main(
     console.print(f"{len(rows)} kernels, {runs} runs, {found} findings")
     if write:
         now = datetime.now(UTC)
-        path = CHECKS / f"{now.date().isoformat()}_emulator_seeds.json"
-        head = {"schema": 1, "date": now.isoformat(timespec="seconds"), "commit": commit(), "seeds": seeds}
+        path = check_path(now, "emulator_seeds")
         names = [policy.name for policy in FIXED]
         total = {"kernels": len(rows), "runs": runs, "findings": found}
-        text = json.dumps({**head, "fixed_schedules": names, "total": total, "kernels": rows}, indent=1)
-        path.write_text(text + "\n")
+        write_check(path, {**head(now), "seeds": seeds, "fixed_schedules": names, "total": total, "kernels": rows})
         console.print(f"{path.name} is written")
     raise typer.Exit(1 if found else 0)
 

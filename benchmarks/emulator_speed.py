@@ -27,8 +27,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.harness.machine import commit
-from benchmarks.harness.result import RESULTS
+from benchmarks.harness.check_file import check_path, head, write_check
 from dsv4.emulator import library, run_artifact
 from dsv4.emulator.lower import lower
 from dsv4.emulator.machine import Launch, Region, run_grid
@@ -135,16 +134,14 @@ def everything() -> dict[str, Any]:
 
 def main(write: Annotated[bool, typer.Option("--write", help="Write the dated result file.")] = False) -> None:
     """Measure, print, and with --write keep the result under benchmarks/results."""
-    console = Console()
+    console, now = Console(), datetime.now(UTC)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, console.status("measuring the emulator"):
         root = Path(folder) / "cache"
         root.mkdir(mode=0o700)
         result = {
-            "schema": 1,
+            **head(now),
             "op": "emulator_speed",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
             "machine": {
                 "processor": _processor(),
                 "cores": len(os.sched_getaffinity(0)),
@@ -162,8 +159,8 @@ def main(write: Annotated[bool, typer.Option("--write", help="Write the dated re
         }
     console.print_json(json.dumps(result))
     if write:
-        path = RESULTS / "checks" / f"{str(result['date'])[:10]}_emulator_speed.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path = check_path(now, "emulator_speed")
+        write_check(path, result)
         console.print(f"written: {path.name}")
 
 

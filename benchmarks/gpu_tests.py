@@ -7,7 +7,6 @@ limit the run: ``python -m benchmarks.gpu_tests tests/engine tests/model``.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -16,9 +15,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.check_file import check_path, head, write_check
 from benchmarks.harness.machine import commit, describe_device, device_slug, versions
-
-CHECKS = Path(__file__).parent / "results" / "checks"
 
 
 class Recorder:
@@ -48,18 +46,17 @@ def main() -> int:
     code = pytest.main(["-m", "gpu", "-p", "no:cacheprovider", *chosen.tests], plugins=[recorder])
     if chosen.write is not None:
         device = describe_device()
-        name = f"{now.date().isoformat()}_{device_slug(device['name'])}_gpu_tests.json"
         result = {
-            "schema": 1,
-            "date": now.isoformat(timespec="seconds"),
+            **head(now),
             "commit": chosen.commit,
             "device": device,
             "versions": versions(),
             "total": dict(Counter(outcome for outcome, _, _ in recorder.ended.values())),
             "tests": recorder.ended,
         }
-        path = Path(chosen.write) if chosen.write else CHECKS / name
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        name = f"{device_slug(device['name'])}_gpu_tests"
+        path = Path(chosen.write) if chosen.write else check_path(now, name)
+        write_check(path, result)
         print(f"written: {path.name}")
     return int(code)
 

@@ -24,8 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.machine import commit
-from benchmarks.harness.result import RESULTS
+from benchmarks.harness.check_file import check_path, head, write_check
 from dsv4.runtime.checkpoint.loader import load
 from dsv4.runtime.checkpoint.write_tiny import write_checkpoint
 from dsv4.runtime.model.presets import TINY
@@ -118,9 +117,7 @@ def main(
     console.print(loading)
     if write:
         result = {
-            "schema": 1,
-            "date": now.isoformat(timespec="seconds"),
-            "commit": commit(),
+            **head(now),
             "machine": {
                 "cores": len(os.sched_getaffinity(0)),
                 "arch": platform.machine(),
@@ -134,8 +131,8 @@ def main(
             "generate": rows,
             "load": loading,
         }
-        path = RESULTS / "checks" / f"{now.date().isoformat()}_cpu_model_speed.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path = check_path(now, "cpu_model_speed")
+        write_check(path, result)
         console.print(f"{path.name} is written")
 
 

@@ -22,8 +22,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.machine import commit
-from benchmarks.harness.result import RESULTS
+from benchmarks.harness.check_file import check_path, head
+from benchmarks.harness.result import replace_text
 from dsv4.emulator.mutations import FAMILIES, Mutation
 from dsv4.generator.build import build
 from dsv4.generator.kernel import KernelPlan
@@ -34,7 +34,6 @@ from dsv4.generator.verify.mutation_run import ERROR, Subject, Trial, attempt_al
 from dsv4.runtime.artifact import Manifest, Scalar
 from dsv4.runtime.cache import Artifact, KernelCache
 
-CHECKS = RESULTS / "checks"
 REASONS = Path(__file__).with_name("mutation_reasons.yaml")
 EQUIVALENT, NOT_REACHED, NOT_JUDGED, MISSED = KINDS = ("equivalent", "not_reached", "not_judged", "missed")
 STATIC = "static"
@@ -199,7 +198,7 @@ def main(
     """Mutate the default kernels, print what was found, and with --write keep it under benchmarks/results/checks."""
     console = Console(width=150)
     reasons, now = read_reasons(), datetime.now(UTC)
-    path = CHECKS / f"{now.date().isoformat()}_emulator_mutations.json"
+    path = check_path(now, "emulator_mutations")
     plans = [each for each in kernels() if only in each.name]
     results: list[dict[str, Any]] = json.loads(path.read_text())["kernels"] if write and only and path.exists() else []
     for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
@@ -213,9 +212,8 @@ def main(
                 console.print(f"unexplained: {survivor['id']} ({survivor['description']})", markup=False)
         if write:
             unused = stale(reasons, results) if len(results) == len(kernels()) else []
-            head = {"schema": 1, "date": now.isoformat(timespec="seconds"), "commit": commit(), "schedules": SCHEDULES}
             body = {"families": FAMILIES, "total": total(results), "stale_reasons": unused, "kernels": results}
-            path.write_text(dumped({**head, **body}))
+            replace_text(path, dumped({**head(now), "schedules": SCHEDULES, **body}))
     if write:
         console.print(f"{path.name} is written")
 

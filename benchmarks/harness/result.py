@@ -109,10 +109,15 @@ def write(result: Mapping[str, Any], folder: Path) -> Path:
     while path.exists():
         number += 1
         path = folder / f"{stem}-{number}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -15,8 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.machine import commit
-from benchmarks.harness.result import RESULTS
+from benchmarks.harness.check_file import check_path, head, write_check
 from benchmarks.third_party import products, rows
 from benchmarks.third_party.session import MISSING, Session, is_installed
 from benchmarks.third_party.stand_in import CAPABILITY, SCHEDULES
@@ -51,7 +50,7 @@ def measured(arch: str, name: str, session: Session) -> dict[str, Any]:
     }
 
 
-def main(write: Annotated[str, typer.Option(help="Write the result file of this date, as 2026-11-25.")] = "") -> None:
+def main(write: Annotated[bool, typer.Option("--write", help="Write the dated result file.")] = False) -> None:
     """Run every case on both chips."""
     console = Console()
     if not is_installed():
@@ -68,20 +67,19 @@ def main(write: Annotated[str, typer.Option(help="Write the result file of this 
                 table.add_row(arch, name, str(shown[0]), str(len(shown[1])), str(shown[2]), str(entry["ok"]))
     console.print(table)
     if write:
-        path = RESULTS / "checks" / f"{write}_emulator_third_party.json"
+        now = datetime.now(UTC)
+        path = check_path(now, "emulator_third_party")
         kept = json.loads(path.read_text()) if path.exists() else {}
         result = {
-            "schema": 1,
+            **head(now),
             "op": "emulator_third_party",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "cores": len(os.sched_getaffinity(0)),
             "schedules": SCHEDULES,
             "method": METHOD,
             "quack": entries,
         }
-        path.write_text(json.dumps({**kept, **result}, indent=1) + "\n")
+        write_check(path, {**kept, **result})
         console.print(f"written: {path.name}")
     raise typer.Exit(0 if all(entry["ok"] for entry in entries) else 1)
 
