@@ -157,7 +157,9 @@ def _title(each: Explained) -> str:
 
 def _wrapped(label: str, said: str) -> str:
     first, rest = (f"  {label:<7}", _INDENT) if label else ("  ", "  ")
-    return textwrap.fill(said, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False)
+    return textwrap.fill(  # a path stays in one piece, hyphens and all
+        said, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _source(label: str, source: str, line_text: str, ptx_line: int, opcode: str, sources: Sources) -> list[str]:
