@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
+from benchmarks.kernels import loaded_kernel
 
 COSINE_MIN = 0.9999
 ROW_REL_L2_MAX = 3e-2
@@ -51,8 +52,8 @@ class FmhaBenchmark:
     def peers(self) -> list[Peer]:
         return [
             Peer("dsv4", public_function, "dsv4.fmha with out= and lse=, the kernel that the runtime picks"),
-            Peer("dsv4 kernel", lambda case: loaded_kernel(case, pdl=False), "the same kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: loaded_kernel(case, pdl=True), "programmatic dependent launch"),
+            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the same kernel, called bare"),
+            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
             Peer("torch cudnn", lambda case: torch_sdpa(case, "CUDNN_ATTENTION"), "SDPA, cuDNN backend"),
             Peer("torch flash", lambda case: torch_sdpa(case, "FLASH_ATTENTION"), "SDPA, flash backend"),
             Peer("flash-attention 3", lambda case: flash_attention(case, "flash_attn_interface"), "FA3's own function"),
@@ -134,38 +135,12 @@ def public_function(case: Case) -> Call:
     return call
 
 
-def loaded_kernel(case: Case, *, pdl: bool) -> Call:
-    """The host function of the kernel that serves this case, without anything in front of it."""
-    import torch
-
-    try:
-        from dsv4.runtime.cache import KernelCache
-        from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
-        from dsv4.runtime.errors import ArtifactRefused
-        from dsv4.runtime.loader import load
-    except ImportError as error:
-        raise Unavailable(f"dsv4 is not installed ({error})") from None
-    capability = torch.cuda.get_device_capability()
-    arch = ARCH_OF_CAPABILITY.get(capability, "no arch")
-    cache = KernelCache()
+def kernel(case: Case, *, pdl: bool) -> Call:
+    columns = int(case.sizes["D"])
     sizes = {name: int(size) for name, size in case.sizes.items() if name not in ("D", "causal")}
     variant = {"causal": bool(case.sizes["causal"]), "has_sink": False, "pdl": pdl}
-    name, dims = torch.cuda.get_device_name(), {"D": int(case.sizes["D"])}
-    artifact = cache.find("fmha", arch, dims, variant, sizes, device=name)
-    if artifact is None:
-        raise Unavailable(f"no kernel for {arch}, {case.label}, pdl={pdl} in {cache.root}")
-    try:
-        kernel = load(artifact, capability)
-    except ArtifactRefused as error:
-        raise Unavailable(str(error)) from None
-    order = [argument.name for argument in artifact.manifest.contract.arguments]
-    fixed = {"softmax_scale": int(case.sizes["D"]) ** -0.5, "sink": None}
-
-    def call(s: Inputs) -> Any:
-        kernel(*(fixed[name] if name in fixed else s[name] for name in order))
-        return s["o"]
-
-    return call
+    call = loaded_kernel("fmha", dims={"D": columns}, variant=variant, sizes=sizes, result=lambda s: s["o"])
+    return lambda s: call({**s, "softmax_scale": columns**-0.5})
 
 
 def torch_sdpa(case: Case, backend: str) -> Call:

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
+from benchmarks.kernels import bf16_position, compiled, loaded_kernel, round_up
 from benchmarks.peers import quack
 
 EPS = 1e-6
@@ -33,8 +34,8 @@ class RmsNormBenchmark:
     def peers(self) -> list[Peer]:
         return [
             Peer("dsv4", public_function, "dsv4.rms_norm with out=, the default kernel"),
-            Peer("dsv4 kernel", lambda case: loaded_kernel(case, pdl=False), "the same, called bare", shown=False),
-            Peer("dsv4 kernel pdl", lambda case: loaded_kernel(case, pdl=True), "programmatic dependent launch"),
+            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the same, called bare", shown=False),
+            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
             Peer("quack", quack.rms_norm, "quack's rmsnorm forward, its own configuration", quack.versions),
             Peer("torch", torch_eager, "torch.nn.functional.rms_norm"),
             Peer("torch.compile", torch_compiled, "the same, compiled for each shape (dynamic=False)"),
@@ -71,18 +72,6 @@ class RmsNormBenchmark:
         return Work(bytes=4 * rows * columns + 2 * columns, flops=4 * rows * columns)
 
 
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def bf16_position(values: Any) -> Any:
-    """Where each bf16 value stands among all of them: neighbours differ by one, also across zero."""
-    import torch
-
-    bits = values.contiguous().view(torch.int16).int()
-    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
-
-
 def public_function(case: Case) -> Call:
     try:
         import dsv4
@@ -99,30 +88,9 @@ def public_function(case: Case) -> Call:
     return call
 
 
-def loaded_kernel(case: Case, *, pdl: bool) -> Call:
-    """The host function of the kernel that serves this case, without anything in front of it."""
-    import torch
-
-    try:
-        from dsv4.runtime.cache import KernelCache
-        from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
-        from dsv4.runtime.errors import ArtifactRefused
-        from dsv4.runtime.loader import load
-    except ImportError as error:
-        raise Unavailable(f"dsv4 is not installed ({error})") from None
-    capability = torch.cuda.get_device_capability()
-    arch = ARCH_OF_CAPABILITY.get(capability, "no arch")
-    cache = KernelCache()
-    sizes = {"T": int(case.sizes["T"])}
-    name = torch.cuda.get_device_name()
-    artifact = cache.find("rms_norm", arch, {"d": int(case.sizes["d"])}, {"pdl": pdl}, sizes, device=name)
-    if artifact is None:
-        raise Unavailable(f"no kernel for {arch}, {case.label}, pdl={pdl} in {cache.root}")
-    try:
-        kernel = load(artifact, capability)
-    except ArtifactRefused as error:
-        raise Unavailable(str(error)) from None
-    return lambda s: (kernel(s["x"], s["w"], s["y"], s["eps"]), s["y"])[1]
+def kernel(case: Case, *, pdl: bool) -> Call:
+    dims, sizes = {"d": int(case.sizes["d"])}, {"T": int(case.sizes["T"])}
+    return loaded_kernel("rms_norm", dims=dims, variant={"pdl": pdl}, sizes=sizes, result=lambda s: s["y"])
 
 
 def torch_eager(case: Case) -> Call:
@@ -135,22 +103,12 @@ def torch_eager(case: Case) -> Call:
 def torch_compiled(case: Case) -> Call:
     import torch
 
-    if torch.version.cuda and not _has_triton():
-        raise Unavailable("triton is not installed")
-    torch.compiler.reset()
     columns = (int(case.sizes["d"]),)
 
     def formula(x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
         return torch.nn.functional.rms_norm(x, columns, w, eps)
 
-    compiled = torch.compile(formula, dynamic=False)
-    return lambda s: compiled(s["x"], s["w"], s["eps"])
-
-
-def _has_triton() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
+    return compiled(formula, lambda s: (s["x"], s["w"], s["eps"]))
 
 
 BENCHMARK = RmsNormBenchmark()

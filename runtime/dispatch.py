@@ -167,20 +167,22 @@ def make_entry(
     *,
     reference: Entry,
     empty: Entry,
-    adapt: Callable[[Entry], Entry] | None,
+    adapt: Callable[[Loaded], Entry] | None,
     check: Callable[..., None],
     check_values: Callable[..., None],
+    table_of: str = "",
 ) -> Entry:
     """Decide what serves ``request``, remember it under ``key`` and return it.
 
-    ``reference`` and ``empty`` compute with PyTorch, ``adapt`` gives a kernel's host function the operator's arguments
-    (``None``: the operator has no kernel yet), ``check`` holds them to the contract (in front of everything but a
-    kernel, which does so itself) and ``check_values`` to their domains. Raises ``KernelMissing`` as the caller chose.
+    ``reference`` and ``empty`` compute with PyTorch, ``adapt`` makes the entry that calls a kernel (``None``: none is
+    made for such a call), ``check`` holds the arguments to the contract (in front of everything but a kernel, which
+    does so itself) and ``check_values`` to their domains. ``table_of``: the operator in whose table the entry is kept,
+    where the kernel's is another. Raises ``KernelMissing`` as the caller chose.
     """
     with _state.lock:
         kernel = None if request.empty else serve(request) if adapt else without_kernel(request)
         implementation = EMPTY if request.empty else kernel.artifact.manifest.name if kernel else REFERENCE
-        entry = adapt(kernel.function) if kernel and adapt else _checked(empty if request.empty else reference, check)
+        entry = adapt(kernel) if kernel and adapt else _checked(empty if request.empty else reference, check)
         if current_settings().debug:
             entry = _checked(_checked(entry, check_values), check)
         if _state.watchers:
@@ -194,7 +196,7 @@ def make_entry(
             )
             entry = _recorded(entry, call)
         if request.device.type in TABLED_DEVICES:
-            entries = table(request.op)
+            entries = table(table_of or request.op)
             if len(entries) >= TABLE_ENTRIES_MAX:
                 entries.clear()
             entries[key] = entry
@@ -247,12 +249,14 @@ def serve(request: Request) -> Loaded | None:
 
 
 def without_kernel(request: Request) -> Loaded | None:
-    """``None``: PyTorch serves an operator that has no kernel yet. Said once, or raised, as the caller chose."""
+    """``None``: PyTorch serves a call that no kernel is made for. Said once, or raised, as the caller chose."""
     if request.device.type != "cuda":
         return None
     if current_settings().missing == "raise":
-        raise KernelMissing(f"{request.op} on {request.device}: it has no kernel yet; valid: missing='reference'")
-    say_once("PyTorch serves the operators that have no kernel yet; dsv4.trace_dispatch() lists them")
+        raise KernelMissing(
+            f"{request.op} on {request.device}, {request.variant}: no kernel is made for it; valid: missing='reference'"
+        )
+    say_once("PyTorch serves the calls that no kernel is made for; dsv4.trace_dispatch() lists them")
     return None
 
 

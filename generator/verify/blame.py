@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
+
 from dsv4.emulator.outcome import Report, Written
 from dsv4.generator.verify.case import Case, PoisonedOutputs
 from dsv4.generator.verify.registry import first_wrong
@@ -53,12 +55,13 @@ def wrong_element(
     Raises EmulatorError as the kernel does.
     """
     outputs = PoisonedOutputs(case.outputs, case.device)
-    _call(kernel, contract, case, outputs, ())
-    found = first_wrong(case.op, outputs.views, case, config)
+    changed = _call(kernel, contract, case, outputs, ())
+    got = {**outputs.views, **changed}
+    found = first_wrong(case.op, got, case, config)
     if found is None:
         return None
     output, index, tile = found
-    wrong = WrongElement(output, index, float(outputs.views[output][index]), float(case.expected[output][index]), tile)
+    wrong = WrongElement(output, index, float(got[output][index]), float(case.expected[output][index]), tile)
     _call(kernel, contract, case, PoisonedOutputs(case.outputs, case.device), [(output, index)])
     report = kernel.report
     return replace(wrong, written=report.writers[0] if report is not None and report.writers else None)
@@ -70,9 +73,12 @@ def _call(
     case: Case,
     outputs: PoisonedOutputs,
     probes: Sequence[tuple[str, Sequence[int]]],
-) -> None:
+) -> dict[str, torch.Tensor]:
+    """Run the case; what the arguments that are changed in place hold afterwards."""
+    changed = {name: value.clone() for name, value in case.inouts.items()}
     kernel.probes = probes
     try:
-        kernel(*bind(contract, {**case.inputs, **outputs.views}))
+        kernel(*bind(contract, {**case.inputs, **outputs.views, **changed}))
     finally:
         kernel.probes = ()
+    return changed

@@ -12,8 +12,16 @@ Value = torch.Tensor | float | int | None
 GUARD_ELEMENTS = 64
 """Poisoned elements before and after each output: a kernel that writes them wrote outside its tensor."""
 
-# NaNs with payloads that no arithmetic makes: an element that still holds one was never written.
-POISON_BITS = {torch.bfloat16: (torch.int16, 0x7FA5), torch.float32: (torch.int32, 0x7FA5A5A5)}
+# NaNs with payloads that no arithmetic makes, numbers that no index is: an element that still holds one was never
+# written.
+POISON_BITS = {
+    torch.bfloat16: (torch.int16, 0x7FA5),
+    torch.float32: (torch.int32, 0x7FA5A5A5),
+    torch.int32: (torch.int32, 0x5AA5A5A5),
+    torch.int64: (torch.int64, 0x5AA5A5A55AA5A5A5),
+}
+BYTE_POISON = 0x5A
+"""Of dtypes of one byte, which may be right by accident: whether they were written, only the judge can tell."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class Case:
 
     ``inputs`` maps argument names to tensors, numbers or ``None`` (an optional tensor that this variant lacks);
     ``outputs`` says which tensors the kernel writes; ``expected`` holds the float64 answers, same names and shapes;
-    ``limits`` holds numbers that the operator's judge needs (such as the error of torch's own bf16 result).
+    ``limits`` holds numbers that the operator's judge needs (such as the error of torch's own bf16 result). ``inouts``
+    maps the arguments that the kernel changes in place to what they hold before; the judge gets what they hold after,
+    and what must not change is its to compare.
     """
 
     op: str
@@ -40,6 +50,7 @@ class Case:
     outputs: dict[str, OutputLayout]
     expected: dict[str, torch.Tensor]
     limits: dict[str, float] = field(default_factory=dict)
+    inouts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +95,7 @@ class PoisonedOutputs:
                 span = 0
             else:
                 span = 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.strides, strict=True))
-            bits, poison = POISON_BITS[layout.dtype]
+            bits, poison = POISON_BITS.get(layout.dtype, (torch.uint8, BYTE_POISON))
             buffer = torch.full((span + 2 * GUARD_ELEMENTS,), poison, dtype=bits, device=device)
             self._buffers[name] = buffer
             self.views[name] = buffer.view(layout.dtype).as_strided(layout.shape, layout.strides, GUARD_ELEMENTS)
@@ -93,11 +104,12 @@ class PoisonedOutputs:
         """One line per output with unwritten elements or with elements written outside of it."""
         found = []
         for name, layout in self._layouts.items():
-            _, poison = POISON_BITS[layout.dtype]
+            told = layout.dtype in POISON_BITS
+            _, poison = POISON_BITS.get(layout.dtype, (torch.uint8, BYTE_POISON))
             untouched = self._buffers[name] == poison
             inside = torch.zeros_like(untouched)
             inside.as_strided(layout.shape, layout.strides, GUARD_ELEMENTS).fill_(True)
-            unwritten = int((untouched & inside).sum())
+            unwritten = int((untouched & inside).sum()) if told else 0
             outside = int((~untouched & ~inside).sum())
             if unwritten:
                 first = (untouched & inside).as_strided(layout.shape, layout.strides, GUARD_ELEMENTS).nonzero()[0]

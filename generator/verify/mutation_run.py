@@ -20,9 +20,10 @@ from dsv4.emulator.outcome import Finding
 from dsv4.emulator.policy import MAX_INSTRUCTIONS
 from dsv4.emulator.policy import schedules as policies
 from dsv4.emulator.sources import Sources
-from dsv4.generator.verify import fmha, registry
+from dsv4.generator.verify import registry
 from dsv4.generator.verify.case import Case
 from dsv4.generator.verify.emulator import SCHEDULES, WRONG_VALUES, EmulatedObject
+from dsv4.generator.verify.operators import fmha
 from dsv4.generator.verify.run import run_case
 from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.cache import Artifact

@@ -1,32 +1,29 @@
-"""Which module verifies which operator. An operator's module has ``cases``, ``judge``, ``workload``."""
+"""Which module verifies which operator: that of its name in ``operators``, with ``cases``, ``judge``, ``workload``."""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from dsv4.generator.verify import operators as _modules
 from dsv4.generator.verify.case import Case, Value, Verdict
 from dsv4.runtime.artifact import Scalar
-
-_MODULES = {
-    "fmha": "dsv4.generator.verify.fmha",
-    "rms_norm": "dsv4.generator.verify.rms_norm",
-}
 
 
 def operators() -> tuple[str, ...]:
     """Operators that have verification cases."""
-    return tuple(sorted(_MODULES))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(_modules.__path__)))
 
 
 def _module(op: str) -> ModuleType:
-    if op not in _MODULES:
+    if op not in operators():
         raise ValueError(f"op: {op!r} has no verification cases; those that have: {', '.join(operators())}")
-    return importlib.import_module(_MODULES[op])
+    return importlib.import_module(f"{_modules.__name__}.{op}")
 
 
 def cases(

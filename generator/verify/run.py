@@ -33,10 +33,11 @@ def run_case(kernel: Callable[..., Any], contract: Contract, case: Case) -> Verd
     """
     outputs = PoisonedOutputs(case.outputs, case.device)
     before = {name: value.clone() for name, value in case.inputs.items() if isinstance(value, torch.Tensor)}
-    kernel(*bind(contract, {**case.inputs, **outputs.views}))
+    changed = {name: value.clone() for name, value in case.inouts.items()}
+    kernel(*bind(contract, {**case.inputs, **outputs.views, **changed}))
     if case.device.type == "cuda":
         torch.cuda.synchronize(case.device)
-    verdict = judge(case.op, outputs.views, case)
+    verdict = judge(case.op, {**outputs.views, **changed}, case)
     findings = outputs.findings()
     for name, copy in before.items():
         now = case.inputs[name]

@@ -302,7 +302,7 @@ def _find_entry(
         request,
         reference=torch.no_grad()(reference),
         empty=_no_keys,
-        adapt=lambda function: function,
+        adapt=lambda kernel: kernel.function,
         check=_check,
         check_values=_check_values,
     )

@@ -1,10 +1,10 @@
-"""Operators that PyTorch serves until they have a kernel: the door, the trace, and how torch sees them.
+"""The door of most operators: arguments are checked, what serves the call is decided and remembered, torch is obeyed.
 
 The public function of an operator gives its arguments to an ``Operator``, which checks them at the first call of each
-shape, decides what serves it and remembers that. The references are made of torch's own operators, so fake tensors,
-torch.compile, export and functional transforms go through them without a registration; while torch traces, the
-reference is called directly, and a call that is traced is not recorded. When an operator gets a kernel, its file gives
-``adapt`` (and, to be seen by torch as one call, a registration as in ``ops/rms_norm.py``).
+shape, decides what serves it and remembers that. An operator without a kernel (``kernel=None``) is served by its
+reference, which is made of torch's own operators: fake tensors, torch.compile, export and functional transforms go
+through it without a registration. An operator with a kernel has a ``TorchFace`` besides, by which a trace records calls
+with tensors on a GPU. A call that is traced is not recorded by ``trace_dispatch``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from dsv4.runtime import contract, dispatch
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.ops import door
+from dsv4.runtime.ops.kernel import KernelPath
+from dsv4.runtime.ops.torch_face import TorchFace
 from dsv4.runtime.pool import Pool
-from dsv4.runtime.routing import is_compiling
+from dsv4.runtime.routing import PLAIN, dispatch_modes, functorch_level, is_compiling
 from dsv4.runtime.weight import Quantized, Weight
 
 P = ParamSpec("P")
@@ -32,7 +34,7 @@ class Operator(Generic[P, R]):
     ``stem``: the operator's name in the trace and in errors. ``ports``: one line an argument, see ``door``.
     ``dynamic``: names of sizes that vary from call to call (the rest are the model's). ``check_values``: for debug
     mode, takes the operator's name and the arguments by name and raises ``ContractError`` for values outside their
-    domain.
+    domain. ``kernel``: how its kernel is called. ``mutates`` and ``rebuild``: see ``TorchFace``.
     """
 
     def __init__(
@@ -42,40 +44,74 @@ class Operator(Generic[P, R]):
         *ports: str,
         dynamic: tuple[str, ...] = ("T",),
         check_values: ValueCheck | None = None,
+        kernel: KernelPath | None = None,
+        mutates: tuple[str, ...] = (),
+        rebuild: Callable[[list[torch.Tensor], dict[str, Any]], Any] | None = None,
     ) -> None:
         self.stem = stem
         self.reference = reference
         self.ports = tuple(door.Port.read(line) for line in ports)
         self.dynamic = frozenset(dynamic)
         self._check_values = check_values
+        self._kernel = kernel
+        self._face = (
+            TorchFace(stem, self.ports, reference, self._run, mutates=mutates, rebuild=rebuild) if kernel else None
+        )
         self._table = dispatch.table(stem)
 
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
-        if is_compiling():
-            return self.reference(*arguments, **options)
+        if is_compiling() or dispatch_modes() or functorch_level() is not None:
+            return self._seen_by_torch(arguments, options)
+        return self._run(*arguments, **options)
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
         key = (self, *map(_key, arguments), *options.values())
         entry = self._table.get(key)
         if entry is None:
             entry = self._make_entry(key, arguments, options)
         return entry(*arguments, **options)
 
+    def _seen_by_torch(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """A functional transform goes into the reference; a trace takes the kernel as one operator, for a GPU's.
+
+        (While torch.compile traces, it answers for ``functorch_level`` that there is one.)
+        """
+        transformed = not is_compiling() and functorch_level() is not None
+        if self._face is not None and not transformed and _on_gpu(arguments):
+            return self._face(arguments, options)
+        return self.reference(*arguments, **options)
+
     def _make_entry(self, key: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> dispatch.Entry:
         sizes, device = door.check(self.stem, self.ports, arguments[: len(self.ports)])
-        request = dispatch.Request(
-            self.stem,
-            device,
-            dims={name: size for name, size in sizes.items() if name not in self.dynamic},
-            sizes={name: size for name, size in sizes.items() if name in self.dynamic},
-            variant={**_formats(self.ports, arguments), **_scalars(options)},
-        )
+        served = None
+        if self._kernel is not None and device.type == "cuda" and _are_plain(arguments):
+            served = self._kernel.serves(*arguments, **options)
+        if served is None:
+            request = dispatch.Request(
+                self.stem,
+                device,
+                dims={name: size for name, size in sizes.items() if name not in self.dynamic},
+                sizes={name: size for name, size in sizes.items() if name in self.dynamic},
+                variant={**_formats(self.ports, arguments), **_scalars(options)},
+            )
+        else:
+            request = dispatch.Request(
+                served.op or self.stem,
+                device,
+                dims=served.dims,
+                sizes=served.sizes,
+                variant={**served.variant, "pdl": dispatch.current_settings().pdl},
+                empty=0 in sizes.values(),
+            )
         return dispatch.make_entry(
             key,
             request,
             reference=self.reference,
             empty=self.reference,
-            adapt=None,
+            adapt=self._kernel.adapted if self._kernel is not None and served is not None else None,
             check=_nothing,
             check_values=self._values_checked,
+            table_of=self.stem,
         )
 
     def _values_checked(self, *arguments: Any, **options: Any) -> None:
@@ -97,9 +133,18 @@ def _nothing(*arguments: Any, **options: Any) -> None:
     """The door has been passed when the entry was made, and the key says all that it looked at."""
 
 
+def _on_gpu(arguments: tuple[Any, ...]) -> bool:
+    return any(tensor.device.type == "cuda" for value in arguments for tensor in door.tensors(value))
+
+
+def _are_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether all memory may be handed to a kernel; other subclasses of Tensor decide for themselves."""
+    return all(type(tensor) in PLAIN for value in arguments for tensor in door.tensors(value))
+
+
 def _key(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype, value.device
+        return type(value), value.shape, value.dtype, value.device
     if isinstance(value, Weight):
         return value.format, value.codes.shape, value.codes.dtype, value.device
     if isinstance(value, Pool):

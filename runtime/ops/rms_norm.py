@@ -125,7 +125,7 @@ def _find_entry(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: f
         request,
         reference=_reference,
         empty=_nothing,
-        adapt=_on_rows if x.ndim != 2 else lambda function: function,
+        adapt=lambda kernel: kernel.function if x.ndim == 2 else _on_rows(kernel.function),
         check=_check,
         check_values=_check_values,
     )

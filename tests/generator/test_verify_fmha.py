@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsv4.generator.verify import cases, run_case
-from dsv4.generator.verify.fmha import expected_float64, visible
+from dsv4.generator.verify.operators.fmha import expected_float64, visible
 from dsv4.runtime.artifact import Argument, Contract
 
 TILE_M, TILE_N = 64, 48

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import torch
 
-from dsv4.generator.verify import fmha, metrics
+from dsv4.generator.verify import metrics
 from dsv4.generator.verify.case import Case, OutputLayout
+from dsv4.generator.verify.operators import fmha
 
 DISTINCT = 3
 """So few rows are too few to be told from anything."""
@@ -60,8 +61,8 @@ def _sizes(case: Case) -> tuple[int, dict[str, int]]:
         assert isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor)
         rows, others = q.shape[1], {"keys": k.shape[1], "columns of a head": q.shape[3]}
     else:
-        x = next(value for value in case.inputs.values() if isinstance(value, torch.Tensor) and value.dim() == 2)
-        rows, others = x.shape[0], {"columns": x.shape[1]}
+        x = next(value for value in case.inputs.values() if isinstance(value, torch.Tensor) and value.dim() >= 2)
+        rows, others = x.shape[0], {"columns": x.shape[-1]}
     return (rows if rows > DISTINCT else 0), others
 
 

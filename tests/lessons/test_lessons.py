@@ -20,7 +20,7 @@ from dsv4.generator.build.ptx import untaken_lines
 from dsv4.generator.lint import lint_source
 from dsv4.generator.ptx_checks import check_ptx
 from dsv4.generator.resources import KernelRequest, Refused, RoleRequest, TmemRequest, place
-from dsv4.generator.spec import load_arch, plan
+from dsv4.generator.spec import default_plans, load_arch, plan
 from dsv4.generator.verify import cases, operators
 from dsv4.generator.verify.emulator import EmulatedObject
 from dsv4.generator.verify.run import bind
@@ -208,8 +208,8 @@ def test_13_cases_are_never_square() -> None:
     made = [
         case
         for op in operators()
-        for dims in ({"D": 64, "d": 512}, {"D": 128, "d": 7168})
-        for case in cases(op, dims, {}, config={"tile_m": 128, "tile_n": 128})
+        for kernel in default_plans(op, "sm_90a")
+        for case in cases(op, kernel.dims, kernel.variant, config=kernel.config)
     ]
     assert len(made) > 20 and squares(made) == []
 

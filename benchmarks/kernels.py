@@ -1,0 +1,85 @@
+"""What the operators' benchmarks share: our kernel called bare, a formula compiled by torch, and the token counts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.harness.operator import Call, Inputs, Unavailable
+
+TOKENS = (1, 4, 16, 64, 256, 2048, 8192, 32768)
+"""T: decoding up to 64, a chunk of a prefill above."""
+
+
+def loaded_kernel(
+    op: str,
+    *,
+    dims: Mapping[str, int],
+    variant: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    result: Callable[[Inputs], Any],
+) -> Call:
+    """The host function of the kernel that serves this case, without anything in front of it.
+
+    Its arguments are taken from the inputs by the names of its contract; those that the variant lacks are ``None``.
+    ``result`` picks from the inputs what the kernel wrote. Raises ``Unavailable`` where the cache has no such kernel.
+    """
+    import torch
+
+    try:
+        from dsv4.runtime.cache import KernelCache
+        from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
+        from dsv4.runtime.errors import ArtifactRefused
+        from dsv4.runtime.loader import load
+    except ImportError as error:
+        raise Unavailable(f"dsv4 is not installed ({error})") from None
+    capability = torch.cuda.get_device_capability()
+    arch = ARCH_OF_CAPABILITY.get(capability, "no arch")
+    cache = KernelCache()
+    name = torch.cuda.get_device_name()
+    artifact = cache.find(op, arch, dict(dims), dict(variant), dict(sizes), device=name)
+    if artifact is None:
+        raise Unavailable(f"no kernel {op} for {arch}, {dict(dims)}, {dict(variant)}, {dict(sizes)} in {cache.root}")
+    try:
+        kernel = load(artifact, capability)
+    except ArtifactRefused as error:
+        raise Unavailable(str(error)) from None
+    names = [None if argument.optional else argument.name for argument in artifact.manifest.contract.arguments]
+
+    def call(s: Inputs) -> Any:
+        kernel(*[None if name is None else s[name] for name in names])
+        return result(s)
+
+    return call
+
+
+def compiled(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[Any, ...]]) -> Call:
+    """``formula`` compiled by torch for the shapes of this case (dynamic=False), called with ``arguments``.
+
+    Raises ``Unavailable`` where there is no Triton to compile with.
+    """
+    import torch
+
+    if torch.version.cuda and importlib.util.find_spec("triton") is None:
+        raise Unavailable("triton is not installed")
+    torch.compiler.reset()
+    function = torch.compile(formula, dynamic=False)
+    return lambda s: function(*arguments(s))
+
+
+def eager(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[Any, ...]]) -> Call:
+    """``formula`` as torch runs it line by line."""
+    return lambda s: formula(*arguments(s))
+
+
+def bf16_position(values: Any) -> Any:
+    """Where each bf16 value stands among all of them: neighbours differ by one, also across zero."""
+    import torch
+
+    bits = values.contiguous().view(torch.int16).int()
+    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
