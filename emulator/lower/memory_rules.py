@@ -93,6 +93,7 @@ def _store_async(low: Lowering, match: re.Match[str]) -> None:
 
 @rule(
     rf"(?P<name>atom|red)(?:\.(?P<sem>relaxed|acquire|release|acq_rel))?{_SCOPE}?{_SPACE}{_SCOPE}?"
+    r"(?:\.(?P<late>acq_rel|acquire|release))?"  # LLVM names the order here where the scope is .gpu
     rf"\.(?P<op>{'|'.join(OPERATIONS)})(?:\.noftz)?(?P<hint>\.L2::cache_hint)?(?:\.v(?P<n>2|4|8))?"
     r"\.(?P<type>[bsu](?:16|32|64)|f32|f64|f16x2|bf16x2|f16|bf16)"
 )
@@ -110,7 +111,9 @@ def _atomic(low: Lowering, match: re.Match[str]) -> None:
     type_name = match["type"]
     number = TYPES.get(type_name, TYPES.get(type_name[0], 0))
     bits = 32 if type_name.endswith("x2") else int(type_name.lstrip("bsuf"))
-    flags = {"acquire": ACQUIRE, "release": RELEASE, "acq_rel": ACQUIRE | RELEASE}.get(match["sem"] or "", RELAXED)
+    flags = {"acquire": ACQUIRE, "release": RELEASE, "acq_rel": ACQUIRE | RELEASE}.get(
+        match["sem"] or match["late"] or "", RELAXED
+    )
     flags |= REMOTE if match["space"] == "shared::cluster" else 0
     slot, offset, wide = low.address(operands[0], space)
     flags |= wide if space == "shared" else 0

@@ -49,10 +49,10 @@ def _tensor(spec: OpSpec, name: str, tensor: Tensor, role: Role, scope: Mapping[
         strides: tuple[int | str, ...] = ("any", 1)
         dtype, multiple = "u8", layout.page_align
     else:
-        assert tensor.shape is not None and tensor.dtype is not None
+        assert tensor.shape is not None
         shape = tuple(size(item, scope) for item in tensor.shape)
         strides = _compact(shape) if tensor.strides is None else tuple(size(item, scope) for item in tensor.strides)
-        dtype, multiple = tensor.dtype, tensor.stride_multiple
+        dtype, multiple = tensor.dtype_in(scope), tensor.stride_multiple
     absent = tensor.optional is not None and not scope[tensor.optional]
     if tensor.when is not None:
         absent = absent or not tensor.when(scope)
@@ -91,8 +91,11 @@ def _operand(name: str, operand: Operand, role: Role, scope: Mapping[str, Value]
 
 
 def size(item: Expression | str, scope: Mapping[str, Value]) -> int | str:
-    """A number if every name in ``item`` is in ``scope``, else the name or the expression."""
-    expr = parse_expression(item) if isinstance(item, str) else item
+    """A number if every name in ``item`` is in ``scope``, else the name or the expression.
+
+    Of ``x if c else y`` the part that flags and static dimensions choose.
+    """
+    expr = (parse_expression(item) if isinstance(item, str) else item).chosen(scope)
     return expr.integer(scope) if all(name in scope for name in expr.names) else expr.text
 
 

@@ -112,6 +112,16 @@ class Expression:
             raise Unevaluable(f"{self.text} = {value!r} is not a whole number")
         return int(value)
 
+    def chosen(self, scope: Mapping[str, Value]) -> Expression:
+        """``x`` of ``x if c else y`` where ``scope`` decides ``c`` that way, else ``y``; another expression itself."""
+        tree = self._tree
+        if not isinstance(tree, ast.IfExp):
+            return self
+        condition = parse_expression(ast.unparse(tree.test))
+        if not all(name in scope for name in condition.names):
+            return self
+        return parse_expression(ast.unparse(tree.body if condition(scope) else tree.orelse)).chosen(scope)
+
     def __str__(self) -> str:
         return self.text
 

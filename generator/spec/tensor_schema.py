@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from dsv4.generator.spec.base import DTYPE_BITS, Dtype, Expr, Name, Positive, Strict, Text, dtype_name, positive
 from dsv4.generator.spec.errors import Invalid
+from dsv4.generator.spec.expression import Value
 
 ANY = "any"
 
@@ -71,10 +73,12 @@ class Domain(Strict):
 class Tensor(Strict):
     """A tensor argument. ``shape``: names or expressions of dimensions. ``strides`` (elements): one for each dimension,
     ``any`` for a stride that is free up to ``stride_multiple``; left out: row-major and compact. ``align``: bytes.
-    ``optional`` names the flag without which None is passed. ``layout`` + ``pages`` + ``page``: a pool of pages."""
+    ``optional`` names the flag without which None is passed. ``layout`` + ``pages`` + ``page``: a pool of pages.
+    ``dtypes`` stands for ``dtype`` where flags decide: each dtype with its condition, the first that holds counts."""
 
     shape: tuple[Expr, ...] | None = None
     dtype: Dtype | None = None
+    dtypes: dict[Dtype, Expr] = Field({})
     layout: Name | None = None
     pages: Name | None = None
     page: Name | None = None
@@ -89,17 +93,28 @@ class Tensor(Strict):
 
     def model_post_init(self, _: Any) -> None:
         if self.layout is None:
-            for key in ("shape", "dtype"):
+            if self.dtypes and self.dtype is not None:
+                raise Invalid("dtype and dtypes", "one of them", field="dtypes")
+            for key in ("shape",) if self.dtypes else ("shape", "dtype"):
                 if getattr(self, key) is None:
                     raise Invalid("nothing", f"a {key}, or a layout with pages and page", field=key)
             if self.pages is not None or self.page is not None:
                 raise Invalid("pages or page without layout", "a layout", field="layout")
-        elif self.shape is not None or self.dtype is not None or self.pages is None or self.page is None:
+        elif self.shape is not None or self.dtype or self.dtypes or self.pages is None or self.page is None:
             raise Invalid(self.layout, "a layout with pages and page, without shape and dtype", field="layout")
         if self.strides is not None and self.shape is not None and len(self.strides) != len(self.shape):
             raise Invalid(
                 f"{len(self.strides)} strides", f"{len(self.shape)} strides, one a dimension", field="strides"
             )
+
+    def dtype_in(self, scope: Mapping[str, Value]) -> str:
+        """The dtype under the flags in ``scope``. Raises Invalid where no condition holds."""
+        if self.dtype is not None:
+            return self.dtype
+        for dtype, condition in self.dtypes.items():
+            if condition(scope):
+                return dtype
+        raise Invalid("no condition that holds", "a condition for every value of the flags", field="dtypes")
 
 
 class Codes(Strict):

@@ -50,4 +50,6 @@ def run_case(kernel: Callable[..., Any], contract: Contract, case: Case) -> Verd
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
+    return (
+        tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
+    )  # contiguous() may keep a stride

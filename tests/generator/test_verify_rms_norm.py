@@ -114,7 +114,7 @@ def test_metrics_of_nothing_and_of_zero():
 
 
 def test_an_unknown_operator_or_size_is_one_clear_line():
-    with pytest.raises(ValueError, match="those that have: .*fmha.*, rms_norm"):
+    with pytest.raises(ValueError, match=r"those that have: .*fmha.*, rms_norm"):
         cases("moe_l1", {}, {})
     with pytest.raises(ValueError, match="rms_norm has no dimension 'Q'; it has T"):
         workload("rms_norm", {"d": 8}, {}, {"Q": 1}, device="cpu")
