@@ -68,11 +68,6 @@ def compiled(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[An
     return lambda s: function(*arguments(s))
 
 
-def eager(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[Any, ...]]) -> Call:
-    """``formula`` as torch runs it line by line."""
-    return lambda s: formula(*arguments(s))
-
-
 def bf16_position(values: Any) -> Any:
     """Where each bf16 value stands among all of them: neighbours differ by one, also across zero."""
     import torch

@@ -35,8 +35,11 @@ TABLED_DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Call:
-    """One call as ``trace_dispatch`` saw it. ``implementation`` is an artifact's name, ``"reference"``, or ``"empty"``
-    where there was nothing to compute; ``key`` is the artifact's key."""
+    """One call as ``trace_dispatch`` saw it: of a kernel, or of the reference in its place.
+
+    ``implementation`` is an artifact's name, ``"reference"``, or ``"empty"`` where there was nothing to compute.
+    ``key`` is the artifact's key. An operator that takes several kernels is as many calls.
+    """
 
     op: str
     implementation: str
@@ -167,34 +170,32 @@ def make_entry(
     *,
     reference: Entry,
     empty: Entry,
-    adapt: Callable[[Loaded], Entry] | None,
+    adapt: Callable[..., Entry] | None,
     check: Callable[..., None],
     check_values: Callable[..., None],
     table_of: str = "",
+    stages: tuple[Request, ...] = (),
 ) -> Entry:
     """Decide what serves ``request``, remember it under ``key`` and return it.
 
     ``reference`` and ``empty`` compute with PyTorch, ``adapt`` makes the entry that calls a kernel (``None``: none is
     made for such a call), ``check`` holds the arguments to the contract (in front of everything but a kernel, which
     does so itself) and ``check_values`` to their domains. ``table_of``: the operator in whose table the entry is kept,
-    where the kernel's is another. Raises ``KernelMissing`` as the caller chose.
+    where the kernel's is another. ``stages``: what other kernels have to do after the one of ``request``; ``adapt``
+    gets all of them, and the reference serves where one is missing. Raises ``KernelMissing`` as the caller chose.
     """
     with _state.lock:
-        kernel = None if request.empty else serve(request) if adapt else without_kernel(request)
-        implementation = EMPTY if request.empty else kernel.artifact.manifest.name if kernel else REFERENCE
-        entry = adapt(kernel) if kernel and adapt else _checked(empty if request.empty else reference, check)
+        kernels = _kernels((request, *stages), is_made=adapt is not None)
+        entry = adapt(*kernels) if kernels and adapt else _checked(empty if request.empty else reference, check)
         if current_settings().debug:
             entry = _checked(_checked(entry, check_values), check)
         if _state.watchers:
-            call = Call(
-                request.op,
-                implementation,
-                kernel.artifact.manifest.key if kernel else None,
-                str(request.device),
-                {**request.dims, **request.sizes},
-                dict(request.variant),
-            )
-            entry = _recorded(entry, call)
+            by_torch = _call(request, table_of or request.op, EMPTY if request.empty else REFERENCE)
+            by_kernels = [
+                _call(each, each.op, kernel.artifact.manifest.name, kernel.artifact.manifest.key)
+                for each, kernel in zip((request, *stages), kernels, strict=False)
+            ]
+            entry = _recorded(entry, by_kernels or [by_torch])
         if request.device.type in TABLED_DEVICES:
             entries = table(table_of or request.op)
             if len(entries) >= TABLE_ENTRIES_MAX:
@@ -211,10 +212,31 @@ def _checked(entry: Entry, check: Callable[..., None]) -> Entry:
     return checked
 
 
-def _recorded(entry: Entry, call: Call) -> Entry:
+def _kernels(requests: tuple[Request, ...], *, is_made: bool) -> tuple[Loaded, ...]:
+    """A kernel for each of ``requests``, or none at all."""
+    if requests[0].empty:
+        return ()
+    if not is_made:
+        without_kernel(requests[0])
+        return ()
+    found = []
+    for request in requests:
+        kernel = serve(request)
+        if kernel is None:
+            return ()
+        found.append(kernel)
+    return tuple(found)
+
+
+def _call(request: Request, op: str, implementation: str, key: str | None = None) -> Call:
+    sizes = {**request.dims, **request.sizes}
+    return Call(op, implementation, key, str(request.device), sizes, dict(request.variant))
+
+
+def _recorded(entry: Entry, made: list[Call]) -> Entry:
     def recorded(*arguments: Any, **options: Any) -> Any:
         for calls in _state.watchers:
-            calls.append(call)
+            calls.extend(made)
         return entry(*arguments, **options)
 
     return recorded

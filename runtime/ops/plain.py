@@ -1,10 +1,10 @@
 """The door of most operators: arguments are checked, what serves the call is decided and remembered, torch is obeyed.
 
 The public function of an operator gives its arguments to an ``Operator``, which checks them at the first call of each
-shape, decides what serves it and remembers that. An operator without a kernel (``kernel=None``) is served by its
-reference, which is made of torch's own operators: fake tensors, torch.compile, export and functional transforms go
-through it without a registration. An operator with a kernel has a ``TorchFace`` besides, by which a trace records calls
-with tensors on a GPU. A call that is traced is not recorded by ``trace_dispatch``.
+shape, decides what serves it and remembers that. An operator without a kernel is served by its reference, which is
+made of torch's own operators: fake tensors, torch.compile, export and functional transforms go through it without a
+registration. An operator with a kernel has a ``TorchFace`` besides, by which a trace records calls with tensors on a
+GPU. A call that is traced is not recorded by ``trace_dispatch``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import torch
 from dsv4.runtime import contract, dispatch
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.ops import door
-from dsv4.runtime.ops.kernel import KernelPath
+from dsv4.runtime.ops.kernel import KernelPath, Served
 from dsv4.runtime.ops.torch_face import TorchFace
 from dsv4.runtime.pool import Pool
 from dsv4.runtime.routing import PLAIN, dispatch_modes, functorch_level, is_compiling
 from dsv4.runtime.weight import Quantized, Weight
+
+KERNEL_DEVICES = ("cuda",)
+"""Types of device whose tensors a kernel may be given. (Tests add the CPU, with kernels on the emulator.)"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,8 +36,9 @@ class Operator(Generic[P, R]):
 
     ``stem``: the operator's name in the trace and in errors. ``ports``: one line an argument, see ``door``.
     ``dynamic``: names of sizes that vary from call to call (the rest are the model's). ``check_values``: for debug
-    mode, takes the operator's name and the arguments by name and raises ``ContractError`` for values outside their
-    domain. ``kernel``: how its kernel is called. ``mutates`` and ``rebuild``: see ``TorchFace``.
+    mode, takes the operator's name and the arguments and options by name and raises ``ContractError`` for values
+    outside their domain. ``kernel``: how its kernel is called, or several ways, of which the first that serves a call
+    is taken. ``mutates``, ``returns`` and ``rebuild``: see ``TorchFace``.
     """
 
     def __init__(
@@ -44,8 +48,9 @@ class Operator(Generic[P, R]):
         *ports: str,
         dynamic: tuple[str, ...] = ("T",),
         check_values: ValueCheck | None = None,
-        kernel: KernelPath | None = None,
+        kernel: KernelPath | tuple[KernelPath, ...] = (),
         mutates: tuple[str, ...] = (),
+        returns: int = 0,
         rebuild: Callable[[list[torch.Tensor], dict[str, Any]], Any] | None = None,
     ) -> None:
         self.stem = stem
@@ -53,9 +58,11 @@ class Operator(Generic[P, R]):
         self.ports = tuple(door.Port.read(line) for line in ports)
         self.dynamic = frozenset(dynamic)
         self._check_values = check_values
-        self._kernel = kernel
+        self._paths = (kernel,) if isinstance(kernel, KernelPath) else kernel
         self._face = (
-            TorchFace(stem, self.ports, reference, self._run, mutates=mutates, rebuild=rebuild) if kernel else None
+            TorchFace(stem, self.ports, reference, self._run, mutates=mutates, returns=returns, rebuild=rebuild)
+            if self._paths
+            else None
         )
         self._table = dispatch.table(stem)
 
@@ -83,41 +90,55 @@ class Operator(Generic[P, R]):
 
     def _make_entry(self, key: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> dispatch.Entry:
         sizes, device = door.check(self.stem, self.ports, arguments[: len(self.ports)])
-        served = None
-        if self._kernel is not None and device.type == "cuda" and _are_plain(arguments):
-            served = self._kernel.serves(*arguments, **options)
-        if served is None:
-            request = dispatch.Request(
+        path, stages = self._path(device, arguments, options)
+        if path is None:
+            plain = dispatch.Request(
                 self.stem,
                 device,
                 dims={name: size for name, size in sizes.items() if name not in self.dynamic},
                 sizes={name: size for name, size in sizes.items() if name in self.dynamic},
                 variant={**_formats(self.ports, arguments), **_scalars(options)},
             )
+            requests = [plain]
         else:
-            request = dispatch.Request(
-                served.op or self.stem,
-                device,
-                dims=served.dims,
-                sizes=served.sizes,
-                variant={**served.variant, "pdl": dispatch.current_settings().pdl},
-                empty=0 in sizes.values(),
-            )
+            requests = [
+                dispatch.Request(
+                    served.op or self.stem,
+                    device,
+                    dims=dict(served.dims),
+                    sizes=dict(served.sizes),
+                    variant={**served.variant, "pdl": dispatch.current_settings().pdl},
+                    empty=0 in sizes.values(),
+                )
+                for served in stages
+            ]
         return dispatch.make_entry(
             key,
-            request,
+            requests[0],
             reference=self.reference,
             empty=self.reference,
-            adapt=self._kernel.adapted if self._kernel is not None and served is not None else None,
+            adapt=path.adapted if path else None,
             check=_nothing,
             check_values=self._values_checked,
             table_of=self.stem,
+            stages=tuple(requests[1:]),
         )
+
+    def _path(
+        self, device: torch.device, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[KernelPath | None, tuple[Served, ...]]:
+        """The way to the kernels that serve the call, and which they are."""
+        if device.type in KERNEL_DEVICES and _are_plain(arguments):
+            for path in self._paths:
+                served = path.serves(*arguments, **options)
+                if served is not None:
+                    return path, served if isinstance(served, tuple) else (served,)
+        return None, ()
 
     def _values_checked(self, *arguments: Any, **options: Any) -> None:
         if self._check_values is not None:
             names = (port.name for port in self.ports)
-            self._check_values(self.stem, dict(zip(names, arguments, strict=False)))
+            self._check_values(self.stem, {**dict(zip(names, arguments, strict=False)), **options})
 
 
 def in_range(op: str, name: str, values: torch.Tensor | None, low: int, high: int) -> None:

@@ -34,7 +34,7 @@ _PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("expanded", "bool"),
     ),
     "pool": (("data", "Tensor"), ("format", "str"), ("page", "int")),
-    "compression": tuple((name, "Tensor") for name in Compression._fields),
+    "compression": tuple((name, "bool" if name == "apart" else "Tensor") for name in Compression._fields),
     "activation": (("codes", "Tensor"), ("scale", "Tensor?"), ("scale_2", "Tensor?"), ("block", "int")),
 }
 
@@ -43,7 +43,9 @@ class TorchFace:
     """``name`` with the arguments of ``ports`` and the keyword options of ``reference``.
 
     ``run`` computes with real tensors, ``reference`` with fake ones. ``mutates`` names the ports that are written to.
-    ``rebuild`` makes the operator's result from the tensors that it consists of and the options.
+    ``returns`` is how many tensors such an operator gives (torch wants to know it of an operator that writes to its
+    arguments; others give a list). ``rebuild`` makes the operator's result from the tensors that it consists of and the
+    options.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TorchFace:
         run: Callable[..., Any],
         *,
         mutates: Collection[str] = (),
+        returns: int = 0,
         rebuild: Callable[[list[torch.Tensor], dict[str, Any]], Any] | None = None,
     ) -> None:
         self._ports = tuple(ports)
@@ -61,21 +64,26 @@ class TorchFace:
         self._rebuild = rebuild or _as_they_are
         arguments = [text for port in self._ports for text in _schema(port, port.name in mutates)]
         given = [f"{kind} {option}" for option, kind in self._options]
-        schema = _with_letters(f"{name}({', '.join([*arguments, *given])}) -> Tensor[]")
+        self._returns = returns if mutates else None
+        given_back = "Tensor[]" if self._returns is None else f"({', '.join(['Tensor'] * returns)})"
+        schema = _with_letters(f"{name}({', '.join([*arguments, *given])}) -> {given_back}")
         self._op = library.register(schema, self._implementation(run), self._implementation(reference))
 
     def __call__(self, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
         """The operator called through torch."""
         flat = [part for port, value in zip(self._ports, arguments, strict=True) for part in _taken_apart(port, value)]
         values = [options[option] for option, _ in self._options]
-        return self._rebuild(self._op(*flat, *values), options)
+        return self._rebuild(list(_tensors(self._op(*flat, *values))), options)
 
-    def _implementation(self, function: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
-        def implementation(*flat: Any) -> list[torch.Tensor]:
+    def _implementation(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def implementation(*flat: Any) -> Any:
             left = iter(flat)
             arguments = [_put_together(port, left) for port in self._ports]
             options = dict(zip((option for option, _ in self._options), left, strict=True))
-            return list(_tensors(function(*arguments, **options)))
+            tensors = list(_tensors(function(*arguments, **options)))
+            if self._returns is None:
+                return tensors
+            return tensors[0] if self._returns == 1 else tuple(tensors) if tensors else None
 
         return implementation
 
@@ -131,8 +139,8 @@ def _taken_apart(port: Port, value: Any) -> list[Any]:
 def _put_together(port: Port, left: Iterator[Any]) -> Any:
     parts = list(islice(left, len(_PARTS.get(port.kind, (None,)))))
     if port.kind == "weight":
-        *tensors, format, expanded = parts
-        return Weight(Format(format), *tensors, expanded=expanded)
+        codes, scale, scale_2, input_scale, format, expanded = parts
+        return Weight(Format(format), codes, scale, scale_2, input_scale, expanded)
     if port.kind == "pool":
         data, format, page = parts
         return Pool(data, PoolFormat(format), page)
@@ -147,8 +155,9 @@ def _put_together(port: Port, left: Iterator[Any]) -> Any:
 def _tensors(result: Any) -> Iterator[torch.Tensor]:
     if isinstance(result, torch.Tensor):
         yield result
-    elif isinstance(result, tuple):
-        yield from (part for part in result if isinstance(part, torch.Tensor))
+    elif isinstance(result, tuple | list):
+        for part in result:
+            yield from _tensors(part)
 
 
 def _as_they_are(tensors: list[torch.Tensor], options: dict[str, Any]) -> Any:

@@ -110,17 +110,18 @@ def test_records_are_taken_apart_and_put_together() -> None:
         reference,
         reference,
         mutates=("pool",),
+        returns=2,
         rebuild=lambda tensors, options: Quantized(tensors[0], tensors[1], 128),
     )
     x = torch.randn(3, 128)
     weight, pool = fp8_weight(torch.randn(5, 128)), Pool.allocate(4, page=2, width=8)
-    plan = Compression(*(torch.zeros(1) for _ in Compression._fields))
+    plan = Compression(*(torch.zeros(1) for _ in range(5)), apart=True)
     result = face((x, x, quantize_fp8(x, 128), weight, pool, plan), {"eps": 2.5})
     assert isinstance(result, Quantized) and same(result.codes, quantize_fp8(x, 128).codes)
     assert arrived["y"] is x and isinstance(arrived["z"], Quantized) and arrived["z"].block == 128
     assert arrived["w"].format is weight.format and same(arrived["w"].codes, weight.codes)
     assert arrived["pool"].page == 2 and bool((pool.data == 2.5).all())
-    assert isinstance(arrived["plan"], Compression)
+    assert isinstance(arrived["plan"], Compression) and arrived["plan"].apart is True
     schema = torch.ops.dsv4.test_records.default._schema
     assert [each.name for each in schema.arguments if each.alias_info is not None] == ["pool_data"]
 
