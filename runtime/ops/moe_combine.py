@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import moe_combine as reference
 
-_operator = Operator("moe_combine", reference.moe_combine, "routed: float [T, k, d]", "shared: float [T, d]")
+COLUMNS_MULTIPLE = 8
+
+
+def _serves(
+    routed: torch.Tensor, shared: torch.Tensor, *, dtype: torch.dtype, out_dtype: torch.dtype | None
+) -> Served | None:
+    tokens, k, columns = routed.shape
+    narrow = are(torch.bfloat16, routed, shared) and out_dtype in (None, torch.bfloat16)
+    if not narrow or dtype != torch.float32 or columns % COLUMNS_MULTIPLE:
+        return None
+    return Served({"k": k, "d": columns}, {"T": tokens}, {"gathered": False})
+
+
+def _call(kernel: Callable[..., None], routed: torch.Tensor, shared: torch.Tensor, **_: object) -> torch.Tensor:
+    out = torch.empty_like(shared, memory_format=torch.contiguous_format)
+    kernel(routed, None, None, shared, out)
+    return out
+
+
+_operator = Operator(
+    "moe_combine",
+    reference.moe_combine,
+    "routed: float [T, k, d]",
+    "shared: float [T, d]",
+    kernel=KernelPath(_serves, _call),
+)
 
 
 def moe_combine(

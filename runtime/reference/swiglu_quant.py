@@ -28,3 +28,25 @@ def swiglu_quant(
     if route_weight is not None:
         h = h * route_weight.to(dtype)[..., None]
     return quantize_fp8(h, block) if block else h.to(out_dtype or gate.dtype)
+
+
+RUN = 8
+"""Gates and ups in a run, where they lie interleaved."""
+
+
+def swiglu_quant_joined(
+    gate_up: torch.Tensor,
+    route_weight: torch.Tensor | None = None,
+    *,
+    limit: float,
+    block: int = 0,
+    interleaved: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor | Quantized:
+    """``swiglu_quant`` of gate_up [S, 2·I]: gates and then ups, or ``interleaved`` in runs of 8 of either by turns."""
+    if interleaved:
+        gate, up = (part.flatten(-2) for part in gate_up.unflatten(-1, (-1, 2, RUN)).unbind(-2))
+    else:
+        gate, up = gate_up.chunk(2, dim=-1)
+    return swiglu_quant(gate, up, route_weight, limit=limit, block=block, dtype=dtype, out_dtype=out_dtype)
