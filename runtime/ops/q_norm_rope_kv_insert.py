@@ -2,17 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator, in_range
-from dsv4.runtime.pool import Pool
+from dsv4.runtime.pool import KV_WIDTH, Pool, PoolFormat
 from dsv4.runtime.reference import q_norm_rope_kv_insert as reference
+
+ROTARY = 64
 
 
 def _check_values(op: str, values: dict[str, Any]) -> None:
     in_range(op, "rows", values["rows"], -1, values["pool"].rows - 1)
+
+
+def _serves(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    kv_norm: torch.Tensor,
+    cos_sin: torch.Tensor,
+    pool: Pool,
+    rows: torch.Tensor,
+    *,
+    stage_dtype: torch.dtype | None,
+    fake_quantize: bool,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    **_: object,
+) -> Served | None:
+    tokens, heads, width = q.shape
+    narrow = are(torch.bfloat16, q, kv, kv_norm) and out_dtype in (None, torch.bfloat16)
+    stored = pool.format is PoolFormat.KV_FP8 or (pool.format is PoolFormat.PLAIN and are(torch.bfloat16, pool.data))
+    if not narrow or not stored or fake_quantize or width != KV_WIDTH or cos_sin.shape[1] != ROTARY:
+        return None
+    if stage_dtype is not None or dtype != torch.float32 or not are(torch.float32, cos_sin):
+        return None
+    return Served({"H": heads}, {"T": tokens}, {"cache": pool.format.value})
+
+
+def _call(
+    kernel: Callable[..., None],
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    kv_norm: torch.Tensor,
+    cos_sin: torch.Tensor,
+    pool: Pool,
+    rows: torch.Tensor,
+    *,
+    eps: float,
+    **_: object,
+) -> torch.Tensor:
+    queries = torch.empty_like(q, memory_format=torch.contiguous_format)
+    packed = pool.data if pool.format is PoolFormat.KV_FP8 else None
+    plain = pool.data.view(-1, pool.width) if packed is None else None
+    kernel(q, kv, kv_norm, cos_sin, packed, plain, rows.to(torch.int64), queries, pool.page, eps)
+    return queries
 
 
 _operator = Operator(
@@ -25,6 +72,9 @@ _operator = Operator(
     "pool: pool [D]",
     "rows: int [T]",
     check_values=_check_values,
+    kernel=KernelPath(_serves, _call),
+    mutates=("pool",),
+    returns=1,
 )
 
 

@@ -39,3 +39,17 @@ def indexer_q(
     if code == "fp8":
         return quantize_fp8(rotated, rotated.shape[-1])
     return rotated.to(out_dtype or q.dtype)
+
+
+def fold_weights(
+    weights: torch.Tensor, q: torch.Tensor | Quantized, *, scale: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """weights [T, h] · scale, times the scale of each query where q has one a head (fp8), in ``dtype``.
+
+    The scale of a query is positive, so it may leave the ReLU and join the weight: the scores then take the codes as
+    they are (§6.5). ``q`` is what :func:`indexer_q` returned; MXFP4 queries and plain ones keep their scales.
+    """
+    folded = weights.to(dtype) * scale
+    if isinstance(q, Quantized) and q.scale.shape[-1] == 1:
+        folded = folded * q.scale.to(dtype).squeeze(-1)
+    return folded
