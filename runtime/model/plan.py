@@ -160,4 +160,7 @@ def _compression(
         stored=stored.masked_fill(~is_stored, -1),
         entry_rows=cache.entry_rows(ratio, step.slots[owner], entries).masked_fill(~complete, -1),
         state_rows=cache.state_rows(ratio, token_slots, step.positions).masked_fill(~kept, -1),
+        # A token writes where an entry reads only if it lies a whole ring behind the entry's first token; entries that
+        # read the state begin at most span − 1 tokens before the step.
+        apart=max(step.lengths, default=0) <= 1 + cache.state_tokens(ratio) - span,
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator, in_range
-from dsv4.runtime.pool import Pool
+from dsv4.runtime.pool import Pool, PoolFormat
 from dsv4.runtime.reference import compressor as reference
 from dsv4.runtime.reference.compressor import Compression
 from dsv4.runtime.reference.pages import Fake
+
+INPUTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def _check_values(op: str, values: dict[str, Any]) -> None:
@@ -21,6 +25,68 @@ def _check_values(op: str, values: dict[str, Any]) -> None:
     in_range(op, "compression.stored", compression.stored, -1, state_rows)
     in_range(op, "compression.state_rows", compression.state_rows, -1, state_rows)
     in_range(op, "compression.entry_rows", compression.entry_rows, -1, values["pool"].rows - 1)
+
+
+def _serves(
+    kv: torch.Tensor,
+    score: torch.Tensor,
+    ape: torch.Tensor,
+    norm: torch.Tensor,
+    cos_sin: torch.Tensor,
+    state: torch.Tensor,
+    pool: Pool,
+    compression: Compression,
+    *,
+    rotate_hadamard: bool,
+    stage_dtype: torch.dtype | None,
+    fake: Fake,
+    dtype: torch.dtype,
+    **_: object,
+) -> Served | None:
+    inputs = INPUTS.get(kv.dtype)
+    stored = pool.format is not PoolFormat.PLAIN or are(torch.bfloat16, pool.data)
+    if inputs is None or not are(kv.dtype, score) or not are(torch.bfloat16, norm) or not stored or fake != "none":
+        return None
+    if not are(torch.float32, ape, cos_sin, state) or stage_dtype is not None or dtype != torch.float32:
+        return None
+    variant = {"format": pool.format.value, "hadamard": rotate_hadamard, "inputs": inputs}
+    sizes = {"T": kv.shape[0], "N": cos_sin.shape[0], "R": state.shape[0]}
+    return Served({"m": ape.shape[0], "D": norm.shape[0]}, sizes, variant)
+
+
+def _call(
+    kernel: Callable[..., None],
+    kv: torch.Tensor,
+    score: torch.Tensor,
+    ape: torch.Tensor,
+    norm: torch.Tensor,
+    cos_sin: torch.Tensor,
+    state: torch.Tensor,
+    pool: Pool,
+    compression: Compression,
+    *,
+    eps: float,
+    **_: object,
+) -> None:
+    plain = pool.data.view(-1, pool.width) if pool.format is PoolFormat.PLAIN else None
+    kernel(
+        kv,
+        score,
+        ape,
+        norm,
+        cos_sin,
+        state,
+        pool.data if plain is None else None,
+        plain,
+        compression.phase,
+        compression.fresh,
+        compression.stored,
+        compression.entry_rows,
+        compression.state_rows,
+        pool.page,
+        int(compression.apart),
+        eps,
+    )
 
 
 _operator = Operator(
@@ -36,6 +102,8 @@ _operator = Operator(
     "compression: compression [T, N, s]",
     dynamic=("T", "N", "R"),
     check_values=_check_values,
+    kernel=KernelPath(_serves, _call),
+    mutates=("state", "pool"),
 )
 
 

@@ -19,12 +19,13 @@ from dsv4.runtime.reference.rope import rotate
 
 
 class Compression(NamedTuple):
-    """Which rows go where in one step; the same for all layers of one ratio m. All are integer tensors, −1 = none.
+    """Which rows go where in one step; the same for all layers of one ratio m. Integer tensors, −1 = none.
 
     ``phase`` [T]: position mod m. ``fresh`` [N, f·m] and ``stored`` [N, f·m]: for each entry that may be completed in
     this step, its tokens in order, as rows of the step or of the state; a token of neither does not exist.
     ``entry_rows`` [N]: the pool's row of the entry, −1 where it is not complete. ``state_rows`` [T]: the state's row of
-    each token, −1 for those that later tokens of this step overwrite.
+    each token, −1 for those that later tokens of this step overwrite. ``apart``: it is known that no row of the state
+    that an entry reads is written in this step, so that a kernel need not order the two.
     """
 
     phase: torch.Tensor
@@ -32,6 +33,7 @@ class Compression(NamedTuple):
     stored: torch.Tensor
     entry_rows: torch.Tensor
     state_rows: torch.Tensor
+    apart: bool = False
 
 
 def compressor(
