@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator, in_range
 from dsv4.runtime.reference import router as reference
+
+ONE_LAUNCH_TOKENS = 32
+"""Up to so many tokens the product with the gate and the choice are one launch, above them one each."""
+COUNTED_TOKENS = 16
+"""Tokens that share one of the counters by which the last CTA of a token knows that it is the last."""
+SPLITS_MAX = 16
+"""CTAs that may share the columns of a token in one launch."""
+LOGIT_PARTS = {64: 8, 256: 4, 2048: 2}
+"""Parts that the columns are cut into for up to so many tokens, so that tiles of 64 tokens fill the chip; 1 above."""
+COLUMNS_MULTIPLE, EXPERTS_MULTIPLE, PART_COLUMNS = 256, 8, 64
+
+_counters: dict[torch.device, torch.Tensor] = {}
+
+
+def logit_parts(tokens: int, columns: int) -> int:
+    """Parts of a logit that CTAs of their own compute, each of 64 columns at least."""
+    parts = next((parts for most, parts in LOGIT_PARTS.items() if tokens <= most), 1)
+    return min(parts, columns // PART_COLUMNS)
+
+
+def counters_of(device: torch.device) -> torch.Tensor:
+    """The zeros i32 [2] that every launch on ``device`` counts in and leaves as zeros.
+
+    They are made by the first call and kept, so that a launch needs no second one that clears them, and a CUDA graph
+    holds their address. A capture without a call before it gets zeros of its own, which the graph clears at each
+    replay. Launches that share counters must not run at the same time: calls from several streams have to be ordered.
+    """
+    kept = _counters.get(device)
+    if kept is None:
+        kept = torch.zeros(-(-ONE_LAUNCH_TOKENS // COUNTED_TOKENS), dtype=torch.int32, device=device)
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            _counters[device] = kept
+    return kept
 
 
 def _reference(
@@ -30,6 +65,107 @@ def _check_values(op: str, values: dict[str, Any]) -> None:
         in_range(op, "tid2eid", values["tid2eid"], 0, values["weight"].shape[0])
 
 
+def _fits(
+    y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, k: int, dtype: torch.dtype, **_: object
+) -> bool:
+    """Whether kernels are made for a product of these and the choice of k."""
+    columns, experts = y.shape[1], weight.shape[0]
+    narrow = are(torch.bfloat16, y, weight) and are(torch.float32, bias) and dtype == torch.float32
+    return narrow and columns % COLUMNS_MULTIPLE == 0 and experts % EXPERTS_MULTIPLE == 0 and k <= experts
+
+
+def _serves_few(
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tid2eid: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    *,
+    k: int,
+    **options: Any,
+) -> Served | None:
+    if y.shape[0] > ONE_LAUNCH_TOKENS or not _fits(y, weight, bias, k=k, **options):
+        return None
+    dims, sizes = {"d": y.shape[1], "E": weight.shape[0], "k": k}, {"T": y.shape[0]}
+    if tid2eid is None:
+        return None if bias is None else Served(dims, sizes, {})
+    return None if tokens is None else Served(dims, {**sizes, "V": tid2eid.shape[0]}, {}, op="router_hash")
+
+
+def _call_few(
+    kernel: Callable[..., None],
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tid2eid: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    *,
+    k: int,
+    factor: float,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    experts, weights = _outputs(y, k)
+    if tid2eid is None:
+        partials = y.new_empty((SPLITS_MAX, y.shape[0], weight.shape[0]), dtype=torch.float32)
+        kernel(y, weight, bias, counters_of(y.device), experts, weights, partials, factor)
+    else:
+        kernel(y, weight, _low_halves(tid2eid), _low_halves(tokens), experts, weights, factor)
+    return experts, weights
+
+
+def _serves_many(
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tid2eid: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    *,
+    k: int,
+    **options: Any,
+) -> tuple[Served, Served] | None:
+    if not _fits(y, weight, bias, k=k, **options) or (bias if tid2eid is None else tokens) is None:
+        return None
+    experts, sizes = weight.shape[0], {"S": logit_parts(*y.shape), "T": y.shape[0]}
+    table = {} if tid2eid is None else {"V": tid2eid.shape[0]}
+    return (
+        Served({"d": y.shape[1], "E": experts}, sizes, {}, op="router_logits"),
+        Served({"E": experts, "k": k}, {**sizes, **table}, {"hash": tid2eid is not None}, op="router_choose"),
+    )
+
+
+def _call_many(
+    product: Callable[..., None],
+    choose: Callable[..., None],
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tid2eid: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    *,
+    k: int,
+    factor: float,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    experts, weights = _outputs(y, k)
+    logits = y.new_empty((logit_parts(*y.shape), y.shape[0], weight.shape[0]), dtype=torch.float32)
+    product(y, weight, logits)
+    if tid2eid is None:
+        choose(logits, bias, None, None, experts, weights, factor)
+    else:
+        choose(logits, None, _low_halves(tid2eid), _low_halves(tokens), experts, weights, factor)
+    return experts, weights
+
+
+def _outputs(y: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (y.shape[0], k)
+    return y.new_empty(shape, dtype=torch.int32), y.new_empty(shape, dtype=torch.float32)
+
+
+def _low_halves(ids: torch.Tensor | None) -> torch.Tensor | None:
+    """i32 or i64 as i32 without a copy: kernels take any strides, and numbers of ids are below 2³¹."""
+    return ids if ids is None or ids.dtype == torch.int32 else ids.view(torch.int32)[..., ::2]
+
+
 _operator = Operator(
     "router",
     _reference,
@@ -39,6 +175,7 @@ _operator = Operator(
     "tid2eid?: int [V, k]",
     "tokens?: int [T]",
     check_values=_check_values,
+    kernel=(KernelPath(_serves_few, _call_few), KernelPath(_serves_many, _call_many)),
 )
 
 

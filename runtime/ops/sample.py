@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import sample as reference
+
+VOCABULARY_MULTIPLE = 8
+
+
+def _serves(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+) -> Served | None:
+    rows, vocabulary = logits.shape
+    is_bf16 = are(torch.bfloat16, logits)
+    if not are(torch.float32, temperature, top_p, *(() if is_bf16 else (logits,))) or dtype != torch.float32:
+        return None
+    if vocabulary % VOCABULARY_MULTIPLE:
+        return None
+    return Served({"V": vocabulary}, {"R": rows}, {"bf16_logits": is_bf16})
+
+
+def _call(
+    kernel: Callable[..., None],
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+    **_: object,
+) -> torch.Tensor:
+    token = seed.new_empty(seed.shape)
+    wide, narrow = (None, logits) if logits.dtype == torch.bfloat16 else (logits, None)
+    kernel(wide, narrow, temperature, top_k.to(torch.int64), top_p, seed, position, token)
+    return token
+
 
 _operator = Operator(
     "sample",
@@ -17,6 +58,7 @@ _operator = Operator(
     "seed: i64 [R]",
     "position: i64 [R]",
     dynamic=("R",),
+    kernel=KernelPath(_serves, _call),
 )
 
 

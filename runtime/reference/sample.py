@@ -28,9 +28,9 @@ def sample(
     ``temperature`` f32 [R]: 0 takes the largest logit (the lowest index of equal ones). ``top_k`` i64 [R]: only the k
     largest, 0 for all. ``top_p`` f32 [R]: only the fewest most probable tokens whose probabilities sum to p or more, 1
     for all; at least one is left. Both order equal logits by index, and top-p counts among what top-k left.
-    ``seed`` and ``position`` i64 [R] decide the noise.
+    ``seed`` and ``position`` i64 [R] decide the noise. A NaN counts as the largest logit.
     """
-    order = torch.sort(logits.to(dtype), dim=-1, descending=True, stable=True)
+    order = descending(logits.to(dtype))
     greedy = temperature <= 0
     warmth = torch.where(greedy, 1.0, temperature).to(dtype)[:, None]
     ranked = order.values / warmth
@@ -43,6 +43,15 @@ def sample(
     drawn = noisy.masked_fill(~kept, -torch.inf).argmax(dim=-1)
     place = torch.where(greedy, 0, drawn)
     return order.indices.gather(1, place[:, None]).squeeze(1)
+
+
+def descending(logits: torch.Tensor) -> torch.return_types.sort:
+    """The sorted values and their indices: NaN first, equal values by index.
+
+    On a GPU torch.sort takes long rows by their bits, a NaN with the sign set last (pytorch issue 190781), and a
+    conversion to bf16 on the CPU makes such NaNs; so all become the one NaN without a sign.
+    """
+    return torch.sort(logits.masked_fill(logits.isnan(), torch.nan), dim=-1, descending=True, stable=True)
 
 
 def gumbel(

@@ -1,0 +1,100 @@
+"""router_hash beside torch.compile: ``python -m benchmarks.router_hash --help``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.harness.cli import main
+from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
+from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.router import SIZES, K
+
+VOCABULARY = 129280
+
+
+def formula(y: Any, gate: Any, tid2eid: Any, tokens: Any, factor: float) -> Any:
+    import torch
+
+    experts = tid2eid[tokens]
+    logits = (gate[experts].float() * y[:, None].float()).sum(-1)
+    affinity = torch.nn.functional.softplus(logits).sqrt()
+    return experts, affinity / affinity.sum(-1, keepdim=True) * factor
+
+
+class RouterHashBenchmark:
+    """The experts that a table names for a token, their gate rows · y, √softplus, normalised weights."""
+
+    op = "router_hash"
+    ours = "dsv4"
+
+    def cases(self) -> list[Case]:
+        made = []
+        for model, (d, experts, _) in SIZES.items():
+            for tokens in TOKENS:
+                made.append(Case(f"{model} T={tokens}", {"T": tokens, "d": d, "E": experts}))
+        return made
+
+    def peers(self) -> list[Peer]:
+        return [
+            Peer("dsv4", lambda case: ours(case, pdl=False), "the kernel's host function"),
+            Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer("torch.compile", torch_compiled, "gather and sum in float32, compiled for each shape (dynamic=False)"),
+        ]
+
+    def make_inputs(self, case: Case, seed: int) -> Inputs:
+        import torch
+
+        tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        options: dict[str, Any] = {"device": "cuda", "generator": generator}
+        first = torch.randint(0, experts, (VOCABULARY, 1), **options)
+        table = (first + torch.arange(K, device="cuda") * (experts // K)) % experts
+        return {
+            "y": torch.randn(tokens, d, dtype=torch.bfloat16, **options),
+            "gate": (torch.randn(experts, d, **options) / d**0.5).to(torch.bfloat16),
+            "tid2eid": table.to(torch.int32),
+            "tokens": torch.randint(0, VOCABULARY, (tokens,), **options).to(torch.int32),
+            "factor": next(factor for width, _, factor in SIZES.values() if width == d),
+            "experts": torch.full((tokens, K), -1, dtype=torch.int32, device="cuda"),
+            "weights": torch.full((tokens, K), float("nan"), device="cuda"),
+        }
+
+    def check(self, case: Case, inputs: Inputs, output: Any) -> Mapping[str, float]:
+        """Against float64 by the rule of generator/verify/routing.py, with room for float32 sums in any order."""
+        from dsv4.generator.verify.routing import choice, judge_choice
+
+        y, gate, factor = inputs["y"].double(), inputs["gate"].double(), inputs["factor"]
+        error = 64 * 2.0**-24 * (y.abs() @ gate.abs().T)
+        named = inputs["tid2eid"][inputs["tokens"].long()]
+        expected = choice(y @ gate.T, error, k=K, factor=factor, bias=None, experts=named)
+        verdict = judge_choice({"experts": output[0], "weights": output[1]}, expected, factor, named=True)
+        if not verdict.ok:
+            raise ValueError("; ".join(verdict.findings))
+        return {"weights_max_abs": verdict.max_abs, "weights_rel_l2": verdict.rel_l2}
+
+    def work(self, case: Case) -> Work:
+        tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
+        gate_rows = min(tokens * K, experts)
+        return Work(bytes=2 * gate_rows * d + 2 * tokens * d + 12 * K * tokens, flops=2 * tokens * K * d)
+
+
+def ours(case: Case, *, pdl: bool) -> Call:
+    tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
+    return loaded_kernel(
+        "router_hash",
+        dims={"d": d, "E": experts, "k": K},
+        variant={"pdl": pdl},
+        sizes={"T": tokens, "V": VOCABULARY},
+        result=lambda s: (s["experts"], s["weights"]),
+    )
+
+
+def torch_compiled(case: Case) -> Call:
+    return compiled(formula, lambda s: (s["y"], s["gate"], s["tid2eid"], s["tokens"], s["factor"]))
+
+
+BENCHMARK = RouterHashBenchmark()
+
+if __name__ == "__main__":
+    main(BENCHMARK, "benchmarks.router_hash")
