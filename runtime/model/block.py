@@ -14,8 +14,8 @@ from dsv4.runtime.model.schedule import LayerSchedule
 from dsv4.runtime.model.weights import BlockWeights, HeadMixWeights, StreamMixWeights
 from dsv4.runtime.ops.mhc_head import mhc_head
 from dsv4.runtime.ops.mhc_post import mhc_post
+from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
 from dsv4.runtime.ops.mhc_pre import mhc_pre
-from dsv4.runtime.ops.rms_norm_wide import rms_norm
 
 
 def block(
@@ -28,26 +28,36 @@ def block(
     precision: Precision,
 ) -> torch.Tensor:
     """The streams [T, n, d] after the layer."""
-    u, post, comb = mix(streams, weights.attention_mix, config, precision)
-    x = rms_norm(u, weights.attention_norm, config.rms_norm_eps, dtype=precision.wide)
+    x, post, comb = mix(streams, weights.attention_mix, weights.attention_norm, config, precision)
     update = attention(x, weights.attention, layer, plan, cache, config, precision)
-    streams = mhc_post(update, streams, post, comb, dtype=precision.wide)
-
-    u, post, comb = mix(streams, weights.ffn_mix, config, precision)
-    y = rms_norm(u, weights.ffn_norm, config.rms_norm_eps, dtype=precision.wide)
+    streams, y, post, comb = mhc_post_pre(
+        update,
+        streams,
+        post,
+        comb,
+        weights.ffn_mix.fn,
+        weights.ffn_mix.base,
+        weights.ffn_mix.scale,
+        weights.ffn_norm,
+        norm_eps=config.rms_norm_eps,
+        eps=config.hc_eps,
+        iterations=config.hc_sinkhorn_iters,
+        dtype=precision.wide,
+    )
     update = moe(y, weights.moe, plan.step, config, precision)
     return mhc_post(update, streams, post, comb, dtype=precision.wide)
 
 
 def mix(
-    streams: torch.Tensor, weights: StreamMixWeights, config: ModelConfig, precision: Precision
+    streams: torch.Tensor, weights: StreamMixWeights, norm: torch.Tensor, config: ModelConfig, precision: Precision
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(u, post, comb) of ``mhc_pre`` with the model's constants."""
+    """The normalised input of a sub-layer, post and comb: ``mhc_pre`` with the model's constants."""
     return mhc_pre(
         streams,
         weights.fn,
         weights.base,
         weights.scale,
+        norm,
         norm_eps=config.rms_norm_eps,
         eps=config.hc_eps,
         iterations=config.hc_sinkhorn_iters,
@@ -59,13 +69,13 @@ def mix_head(
     streams: torch.Tensor, weights: HeadMixWeights, norm: torch.Tensor, config: ModelConfig, precision: Precision
 ) -> torch.Tensor:
     """The normalised input [T, d] of the LM head."""
-    h = mhc_head(
+    return mhc_head(
         streams,
         weights.fn,
         weights.base,
         weights.scale,
+        norm,
         norm_eps=config.rms_norm_eps,
         eps=config.hc_eps,
         dtype=precision.wide,
     )
-    return rms_norm(h, norm, config.rms_norm_eps, dtype=precision.wide)

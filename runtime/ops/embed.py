@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator, in_range
 from dsv4.runtime.reference import embed as reference
 
@@ -14,7 +16,33 @@ def _check_values(op: str, values: dict[str, Any]) -> None:
     in_range(op, "tokens", values["tokens"], 0, values["table"].shape[0])
 
 
-_operator = Operator("embed", reference.embed, "tokens: int [T]", "table: float [V, d]", check_values=_check_values)
+COLUMNS_MULTIPLE = 256
+
+
+def _serves(tokens: torch.Tensor, table: torch.Tensor, *, streams: int, out_dtype: torch.dtype | None) -> Served | None:
+    vocabulary, columns = table.shape
+    if not are(torch.bfloat16, table) or out_dtype not in (None, torch.bfloat16) or columns % COLUMNS_MULTIPLE:
+        return None
+    if streams not in (0, 1, 4):
+        return None
+    sizes = {"T": tokens.shape[0], "V": vocabulary}
+    return Served({"d": columns}, sizes, {"long_tokens": tokens.dtype == torch.int64, "copies": max(1, streams)})
+
+
+def _call(kernel: Callable[..., None], tokens: torch.Tensor, table: torch.Tensor, *, streams: int, **_: object) -> Any:
+    copies = table.new_empty((tokens.shape[0], max(1, streams), table.shape[1]))
+    kernel(tokens, table, copies)
+    return copies if streams else copies.view(tokens.shape[0], table.shape[1])
+
+
+_operator = Operator(
+    "embed",
+    reference.embed,
+    "tokens: int [T]",
+    "table: float [V, d]",
+    check_values=_check_values,
+    kernel=KernelPath(_serves, _call),
+)
 
 
 def embed(

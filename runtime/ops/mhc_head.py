@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
+from dsv4.runtime.ops.mhc_pre import COLUMNS_MULTIPLE, STREAMS
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_head as reference
+
+
+def _serves(
+    streams: torch.Tensor,
+    fn: torch.Tensor,
+    base: torch.Tensor,
+    scale: torch.Tensor,
+    norm: torch.Tensor | None,
+    *,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    **_: object,
+) -> Served | None:
+    tokens, count, columns = streams.shape
+    narrow = are(torch.bfloat16, streams, norm) and out_dtype in (None, torch.bfloat16)
+    if not narrow or not are(torch.float32, fn, base, scale) or dtype != torch.float32:
+        return None
+    if count != STREAMS or columns % COLUMNS_MULTIPLE:
+        return None
+    return Served({"d": columns}, {"T": tokens}, {"norm": norm is not None})
+
+
+def _call(
+    kernel: Callable[..., None],
+    streams: torch.Tensor,
+    fn: torch.Tensor,
+    base: torch.Tensor,
+    scale: torch.Tensor,
+    norm: torch.Tensor | None,
+    *,
+    norm_eps: float,
+    eps: float,
+    **_: object,
+) -> torch.Tensor:
+    h = streams.new_empty((streams.shape[0], streams.shape[2]))
+    kernel(streams, fn, base, scale, norm, h, norm_eps, eps)
+    return h
+
 
 _operator = Operator(
     "mhc_head",
@@ -14,6 +56,8 @@ _operator = Operator(
     "fn: wide [n, n*d]",
     "base: wide [n]",
     "scale: wide [1]",
+    "norm?: float [d]",
+    kernel=KernelPath(_serves, _call),
 )
 
 
@@ -22,6 +66,7 @@ def mhc_head(
     fn: torch.Tensor,
     base: torch.Tensor,
     scale: torch.Tensor,
+    norm: torch.Tensor | None = None,
     *,
     norm_eps: float = 1e-6,
     eps: float = 1e-6,
@@ -30,7 +75,8 @@ def mhc_head(
 ) -> torch.Tensor:
     """h [T, d] from streams [T, n, d] and the parameters fn [n, n·d], base [n], scale [1] (``hc_head_*``).
 
-    ``dtype`` is that of the arithmetic, ``out_dtype`` that of h (default: that of ``streams``). Raises
-    ``ContractError``. dsv4-reference §2.4.
+    With ``norm`` [d], the weight of the RMSNorm that follows, h is normalised, from its rounded values. ``dtype`` is
+    that of the arithmetic, ``out_dtype`` that of h (default: that of ``streams``). Raises ``ContractError``.
+    dsv4-reference §2.4.
     """
-    return _operator(streams, fn, base, scale, norm_eps=norm_eps, eps=eps, dtype=dtype, out_dtype=out_dtype)
+    return _operator(streams, fn, base, scale, norm, norm_eps=norm_eps, eps=eps, dtype=dtype, out_dtype=out_dtype)

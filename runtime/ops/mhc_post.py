@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_post as reference
+
+STREAMS = 4
+COLUMNS_MULTIPLE = 256
+
+
+def _serves(
+    update: torch.Tensor,
+    streams: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+) -> Served | None:
+    tokens, count, columns = streams.shape
+    narrow = are(torch.bfloat16, update, streams) and out_dtype in (None, torch.bfloat16)
+    if not narrow or not are(torch.float32, post, comb) or dtype != torch.float32:
+        return None
+    if count != STREAMS or columns % COLUMNS_MULTIPLE:
+        return None
+    return Served({"d": columns}, {"T": tokens}, {})
+
+
+def _call(
+    kernel: Callable[..., None],
+    update: torch.Tensor,
+    streams: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    **_: object,
+) -> torch.Tensor:
+    new_streams = torch.empty_like(streams, memory_format=torch.contiguous_format)
+    kernel(update, streams, post, comb, new_streams)
+    return new_streams
+
 
 _operator = Operator(
     "mhc_post",
@@ -14,6 +52,7 @@ _operator = Operator(
     "streams: float [T, n, d]",
     "post: wide [T, n]",
     "comb: wide [T, n, n]",
+    kernel=KernelPath(_serves, _call),
 )
 
 

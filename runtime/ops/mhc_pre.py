@@ -2,10 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_pre as reference
+
+STREAMS = 4
+ITERATIONS = 20
+COLUMNS_MULTIPLE = 128
+
+
+def _serves(
+    streams: torch.Tensor,
+    fn: torch.Tensor,
+    base: torch.Tensor,
+    scale: torch.Tensor,
+    norm: torch.Tensor | None,
+    *,
+    iterations: int,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    **_: object,
+) -> Served | None:
+    tokens, count, columns = streams.shape
+    narrow = are(torch.bfloat16, streams, norm) and out_dtype in (None, torch.bfloat16)
+    if not narrow or not are(torch.float32, fn, base, scale) or dtype != torch.float32:
+        return None
+    if count != STREAMS or iterations != ITERATIONS or columns % COLUMNS_MULTIPLE:
+        return None
+    return Served({"d": columns}, {"T": tokens}, {"norm": norm is not None})
+
+
+def _call(
+    kernel: Callable[..., None],
+    streams: torch.Tensor,
+    fn: torch.Tensor,
+    base: torch.Tensor,
+    scale: torch.Tensor,
+    norm: torch.Tensor | None,
+    *,
+    norm_eps: float,
+    eps: float,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tokens, count, columns = streams.shape
+    u = streams.new_empty((tokens, columns))
+    post, comb = fn.new_empty((tokens, count)), fn.new_empty((tokens, count, count))
+    kernel(streams, fn, base, scale, norm, u, post, comb, norm_eps, eps)
+    return u, post, comb
+
 
 _operator = Operator(
     "mhc_pre",
@@ -14,6 +62,8 @@ _operator = Operator(
     "fn: wide [m, n*d]",
     "base: wide [m]",
     "scale: wide [3]",
+    "norm?: float [d]",
+    kernel=KernelPath(_serves, _call),
 )
 
 
@@ -22,6 +72,7 @@ def mhc_pre(
     fn: torch.Tensor,
     base: torch.Tensor,
     scale: torch.Tensor,
+    norm: torch.Tensor | None = None,
     *,
     norm_eps: float = 1e-6,
     eps: float = 1e-6,
@@ -34,12 +85,22 @@ def mhc_pre(
     Args:
         streams: float [T, n, d].
         fn, base, scale: [(2 + n)·n, n·d], [(2 + n)·n], [3].
-        norm_eps: of the normalisation of the streams. eps: of the Sinkhorn steps and of pre.
+        norm: float [d], the weight of the RMSNorm that follows: with it u is normalised, from its rounded values.
+        norm_eps: of the normalisation of the streams, and of u. eps: of the Sinkhorn steps and of pre.
         iterations: column steps of the Sinkhorn normalisation.
         dtype: of the arithmetic, of post and of comb. out_dtype: of u, by default that of ``streams``.
 
     comb's first index is the source stream. Raises ``ContractError``. dsv4-reference §2.2.
     """
     return _operator(
-        streams, fn, base, scale, norm_eps=norm_eps, eps=eps, iterations=iterations, dtype=dtype, out_dtype=out_dtype
+        streams,
+        fn,
+        base,
+        scale,
+        norm,
+        norm_eps=norm_eps,
+        eps=eps,
+        iterations=iterations,
+        dtype=dtype,
+        out_dtype=out_dtype,
     )

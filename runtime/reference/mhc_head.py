@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsv4.runtime.reference.mhc_mix import mixing_logits, weighted_streams
+from dsv4.runtime.reference.rms_norm import rms_norm
 
 
 def mhc_head(
@@ -12,6 +13,7 @@ def mhc_head(
     fn: torch.Tensor,
     base: torch.Tensor,
     scale: torch.Tensor,
+    norm: torch.Tensor | None = None,
     *,
     norm_eps: float = 1e-6,
     eps: float = 1e-6,
@@ -20,8 +22,10 @@ def mhc_head(
 ) -> torch.Tensor:
     """h [T, d] = Σ_k (σ(μ_k·scale + base_k) + eps) · streams[t, k, :].
 
+    With ``norm`` [d] the RMSNorm of h as it is rounded to ``out_dtype`` (default: the dtype of streams).
     streams [T, n, d]; fn [n, n·d], base [n] and scale [1] are f32 parameters, μ the mixing logits of ``mhc_pre``.
     """
     mu = mixing_logits(streams, fn, norm_eps=norm_eps, dtype=dtype)
     weights = torch.sigmoid(mu * scale.to(dtype) + base.to(dtype)) + eps
-    return weighted_streams(weights, streams, dtype=dtype).to(out_dtype or streams.dtype)
+    h = weighted_streams(weights, streams, dtype=dtype).to(out_dtype or streams.dtype)
+    return h if norm is None else rms_norm(h, norm, norm_eps, dtype=dtype)

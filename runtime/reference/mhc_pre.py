@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsv4.runtime.reference.mhc_mix import mixing_logits, weighted_streams
+from dsv4.runtime.reference.rms_norm import rms_norm
 
 
 def mhc_pre(
@@ -12,6 +13,7 @@ def mhc_pre(
     fn: torch.Tensor,
     base: torch.Tensor,
     scale: torch.Tensor,
+    norm: torch.Tensor | None = None,
     *,
     norm_eps: float = 1e-6,
     eps: float = 1e-6,
@@ -20,6 +22,9 @@ def mhc_pre(
     out_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns (u [T, d] in ``out_dtype``, post [T, n] and comb [T, n, n] in ``dtype``).
+
+    With ``norm`` [d], the weight of the RMSNorm that follows, u is the norm of the mixture as it is rounded to
+    ``out_dtype``.
 
     streams [T, n, d]; fn [(2+n)·n, n·d], base [(2+n)·n] and scale [3] are f32 parameters. With μ the mixing logits,
     pre = σ(μ·scale₀ + base) + eps, post = 2σ(μ·scale₁ + base), comb = ``sinkhorn``(μ·scale₂ + base), whose first index
@@ -33,7 +38,8 @@ def mhc_pre(
     pre = torch.sigmoid(pre_logits * scale_pre + base_pre) + eps
     post = 2 * torch.sigmoid(post_logits * scale_post + base_post)
     comb = sinkhorn((comb_logits * scale_comb + base_comb).unflatten(-1, (n, n)), eps=eps, iterations=iterations)
-    return weighted_streams(pre, streams, dtype=dtype).to(out_dtype or streams.dtype), post, comb
+    u = weighted_streams(pre, streams, dtype=dtype).to(out_dtype or streams.dtype)
+    return (u if norm is None else rms_norm(u, norm, norm_eps, dtype=dtype)), post, comb
 
 
 def sinkhorn(logits: torch.Tensor, *, eps: float, iterations: int) -> torch.Tensor:

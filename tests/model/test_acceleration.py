@@ -50,9 +50,10 @@ def test_every_operator_of_a_step_is_traced() -> None:
     assert counts == {
         "rope_table": 2 + 2,
         "embed": 1,
-        "mhc_pre": 2 * layers,
-        "mhc_post": 2 * layers,
-        "rms_norm": 3 * layers + 1,
+        "mhc_pre": layers,
+        "mhc_post_pre": layers,
+        "mhc_post": layers,
+        "rms_norm": layers,
         "linear": (4 + 3) * layers + 2 * (2 * csa + hca) + 2 * csa,
         "q_norm_rope_kv_insert": layers,
         "compressor": 2 * csa + hca,

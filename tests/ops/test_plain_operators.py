@@ -15,7 +15,9 @@ from dsv4.runtime.errors import ContractError, KernelMissing
 from dsv4.runtime.ops import door
 from dsv4.runtime.ops.attention_combine import attention_combine
 from dsv4.runtime.ops.compressor import compressor
+from dsv4.runtime.ops.dequantize import dequantize
 from dsv4.runtime.ops.embed import embed
+from dsv4.runtime.ops.expert_offsets import expert_offsets
 from dsv4.runtime.ops.experts import experts
 from dsv4.runtime.ops.grouped_output import grouped_output
 from dsv4.runtime.ops.indexer_q import indexer_q
@@ -30,17 +32,18 @@ from dsv4.runtime.ops.moe_combine import moe_combine
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
 from dsv4.runtime.ops.quantize import quantize
+from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
 from dsv4.runtime.ops.rms_norm_wide import rms_norm
 from dsv4.runtime.ops.rope_table import rope_table
 from dsv4.runtime.ops.router import router
 from dsv4.runtime.ops.sample import sample
 from dsv4.runtime.ops.sparse_attention import sparse_attention
-from dsv4.runtime.ops.swiglu_quant import swiglu_quant
+from dsv4.runtime.ops.swiglu_quant import swiglu_quant, swiglu_quant_joined
 from dsv4.runtime.ops.topk import topk
 from dsv4.runtime.pool import Pool
 from dsv4.runtime.reference.compressor import Compression
 from dsv4.runtime.reference.quantize import fp8_weight, mxfp4_weight, quantize_fp8
-from dsv4.runtime.weight import Weight
+from dsv4.runtime.weight import Quantized, Weight
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +125,18 @@ def cases() -> dict[str, Case]:
         "attention_combine": (attention_combine, (torch.randn(2, 3, 2, 8), torch.randn(2, 3, 2)), {}),
         "inverse_rope_quant": (inverse_rope_quant, (torch.randn(3, 4, 128), table(3)), {"groups": 2}),
         "grouped_output": (grouped_output, (torch.randn(3, 2, 32), Weight.plain(torch.randn(6, 32))), {}),
+        "rms_norm_quant": (rms_norm_quant, (torch.randn(3, 128), torch.randn(128)), {"rule": "fp8_128"}),
+        "dequantize": (dequantize, (quantize_fp8(torch.randn(3, 128)),), {}),
         "quantize": (quantize, (torch.randn(3, 32), plain), {"rule": "fp8_128"}),
         "linear": (linear, (torch.randn(3, 32), plain), {}),
         "router": (router, (torch.randn(3, 32), torch.randn(4, 32)), {"k": 2, "factor": 1.5, "bias": torch.randn(4)}),
         "swiglu_quant": (swiglu_quant, (torch.randn(3, 16), torch.randn(3, 16), torch.rand(3)), {"limit": 10.0}),
+        "swiglu_quant_joined": (
+            swiglu_quant_joined,
+            (torch.randn(3, 256), torch.rand(3)),
+            {"limit": 10.0, "block": 128, "interleaved": True},
+        ),
+        "expert_offsets": (expert_offsets, (ints(3, 2, high=4).int(),), {"count": 4, "align": 8}),
         "experts": (
             experts,
             (torch.randn(3, 32), ints(3, 2, high=4), torch.rand(3, 2), *stack),
@@ -168,7 +179,7 @@ def test_trace_says_sizes_formats_and_options() -> None:
 @pytest.mark.parametrize("stem", STEMS)
 def test_first_argument_of_another_kind(stem: str) -> None:
     function, arguments, options = cases()[stem]
-    with pytest.raises(ContractError, match=f"^{stem}: .*found str; valid: torch.Tensor"):
+    with pytest.raises(ContractError, match=f"^{stem}: .*found str; valid: (torch.Tensor|Quantized)"):
         function("no tensor", *arguments[1:], **options)
 
 
@@ -230,7 +241,7 @@ def test_values_are_checked_in_debug_mode(stem: str, place: int, value: torch.Te
 def flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
-    return [part for part in value if isinstance(part, torch.Tensor)] if value is not None else []
+    return [tensor for part in value for tensor in flat(part)] if isinstance(value, tuple) else []
 
 
 SYNCHRONISING = {"experts"}
@@ -251,8 +262,10 @@ def test_fake_tensors(stem: str) -> None:
             return Pool(mode.from_tensor(value.data), value.format, value.page)
         if isinstance(value, Weight):
             return Weight(value.format, mode.from_tensor(value.codes))
+        if isinstance(value, Quantized):
+            return Quantized(mode.from_tensor(value.codes), mode.from_tensor(value.scale), value.block)
         if isinstance(value, Compression):
-            return Compression(*(mode.from_tensor(part) for part in value))
+            return Compression(*(mode.from_tensor(part) if isinstance(part, torch.Tensor) else part for part in value))
         return value
 
     with FakeTensorMode() as mode:

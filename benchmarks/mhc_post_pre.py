@@ -1,0 +1,84 @@
+"""mhc_post_pre beside the two kernels that it fuses: ``python -m benchmarks.mhc_post_pre --help``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import mhc_post, mhc_pre
+from benchmarks.harness.cli import main
+from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
+from benchmarks.kernels import compiled, loaded_kernel
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MhcPostPreBenchmark:
+    """The next streams, and from them the input of the next sub-layer and its weights; Flash and Pro."""
+
+    op = "mhc_post_pre"
+    ours = "dsv4 kernel"
+
+    def cases(self) -> list[Case]:
+        return mhc_pre.BENCHMARK.cases()
+
+    def peers(self) -> list[Peer]:
+        return [
+            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
+            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+            Peer("dsv4 mhc_post, mhc_pre", two_kernels, "the two kernels one after the other"),
+            Peer("torch.compile", lambda case: compiled(formula, arguments), "the formula, compiled for each shape"),
+        ]
+
+    def make_inputs(self, case: Case, seed: int) -> Inputs:
+        made = mhc_pre.make_inputs(case, seed)
+        made["next_post"], made["next_comb"] = made.pop("post"), made.pop("comb")
+        return {**made, **mhc_post.BENCHMARK.make_inputs(case, seed)}
+
+    def check(self, case: Case, inputs: Inputs, output: Any) -> Mapping[str, float]:
+        """The new streams as mhc_post's, the rest against float64 of the new streams that the peer itself gave."""
+        new_streams, y, post, comb = output
+        before = mhc_post.BENCHMARK.check(case, inputs, new_streams)
+        return {**before, **mhc_pre.check_against(inputs, new_streams, y, post, comb)}
+
+    def work(self, case: Case) -> Work:
+        tokens, columns = int(case.sizes["T"]), int(case.sizes["d"])
+        before, after = mhc_post.BENCHMARK.work(case), mhc_pre.BENCHMARK.work(case)
+        read_again = tokens * mhc_pre.STREAMS * columns * 2
+        return Work(bytes=before.bytes + after.bytes - read_again, flops=before.flops + after.flops)
+
+
+def formula(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    new_streams = mhc_post.formula(*tensors[:4])
+    return new_streams, *mhc_pre.formula(new_streams, *tensors[4:])
+
+
+def arguments(s: Inputs) -> tuple[Any, ...]:
+    return *mhc_post.arguments(s), *mhc_pre.arguments(s)[1:]
+
+
+def result(s: Inputs) -> tuple[Any, ...]:
+    return s["new_streams"], s["y"], s["next_post"], s["next_comb"]
+
+
+def kernel(case: Case, *, pdl: bool) -> Call:
+    dims, sizes = {"d": int(case.sizes["d"])}, {"T": int(case.sizes["T"])}
+    return loaded_kernel("mhc_post_pre", dims=dims, variant={"norm": True, "pdl": pdl}, sizes=sizes, result=result)
+
+
+def two_kernels(case: Case) -> Call:
+    first, second = mhc_post.kernel(case, pdl=False), mhc_pre.kernel(case, pdl=False)
+
+    def call(s: Inputs) -> Any:
+        first(s)
+        second({**s, "streams": s["new_streams"], "post": s["next_post"], "comb": s["next_comb"]})
+        return result(s)
+
+    return call
+
+
+BENCHMARK = MhcPostPreBenchmark()
+
+if __name__ == "__main__":
+    main(BENCHMARK, "benchmarks.mhc_post_pre")

@@ -1,0 +1,226 @@
+"""Public functions through their doors to compiled kernels on the emulator: the right arguments in the right places.
+
+That a kernel computes the right thing is held elsewhere, case by case; here a call of the public function is compared
+with its reference, loosely for what is rounded at the end and exactly for codes of equal values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4.generator.build import build
+from dsv4.generator.spec import plan
+from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.runtime import dispatch
+from dsv4.runtime.cache import Artifact
+from dsv4.runtime.errors import ContractError
+from dsv4.runtime.ops import plain
+from dsv4.runtime.ops.compressor import compressor
+from dsv4.runtime.ops.dequantize import dequantize
+from dsv4.runtime.ops.embed import embed
+from dsv4.runtime.ops.indexer_q import indexer_q
+from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
+from dsv4.runtime.ops.mhc_head import mhc_head
+from dsv4.runtime.ops.mhc_post import mhc_post
+from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
+from dsv4.runtime.ops.mhc_pre import mhc_pre
+from dsv4.runtime.ops.moe_combine import moe_combine
+from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
+from dsv4.runtime.ops.quantize import quantize
+from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
+from dsv4.runtime.ops.swiglu_quant import swiglu_quant_joined
+from dsv4.runtime.pool import Pool, PoolFormat
+from dsv4.runtime.reference.compressor import Compression
+from dsv4.runtime.reference.pages import read_rows
+from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8, quantize_mxfp4
+from dsv4.runtime.weight import Quantized
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Kernels serve the CPU, compiled on demand for sm_90a and run by the emulator; gives the operators served so."""
+    monkeypatch.setenv("DSV4_CACHE", str(tmp_path_factory.mktemp("doors")))
+    names: list[str] = []
+
+    def serve(request: dispatch.Request) -> Any:
+        made = plan(request.op, "sm_90a", dims=request.dims, variant=request.variant)
+        (result,) = build([made], cache_root=tmp_path_factory.mktemp("kernels"), jobs=1)
+        assert result.artifact is not None, result.error
+        artifact = Artifact.read(Path(result.artifact))
+        names.append(request.op)
+        return SimpleNamespace(artifact=artifact, function=EmulatedKernel(artifact))
+
+    dispatch.reset()
+    monkeypatch.setattr(plain, "KERNEL_DEVICES", ("cpu",))
+    monkeypatch.setattr(dispatch, "serve", serve)
+    yield names
+    dispatch.reset()
+
+
+def normal(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def table(rows: int) -> torch.Tensor:
+    angle = torch.rand(rows, 32) * 6
+    return torch.cat((angle.cos(), angle.sin()), dim=1)
+
+
+def packed_pool() -> Pool:
+    return Pool.allocate(12, format=PoolFormat.KV_FP8, page=4)
+
+
+def compress_call(format: PoolFormat, width: int) -> tuple[Any, ...]:
+    """Five tokens of a sequence from position 2 on: entry 0 of two stored and two fresh rows, entry 1 not complete."""
+    torch.manual_seed(3)
+    c = 2 * width
+    state = torch.zeros(9, 2 * c)
+    state[:8] = torch.randn(8, 2 * c)
+    fresh = torch.tensor([[-1] * 6 + [0, 1], [-1] * 8])
+    stored = torch.tensor([[-1] * 4 + [4, 5, -1, -1], [-1] * 8])
+    rows, kept = torch.tensor([6, -1]), torch.tensor([6, 7, 0, 1, 2])
+    plan = Compression(torch.tensor([2, 3, 0, 1, 2]), fresh, stored, rows, kept)
+    pool = Pool.allocate(12, format=format, page=4, width=width)
+    products = normal(5, c, dtype=torch.float32), normal(5, c, dtype=torch.float32)
+    return (*products, torch.randn(4, c), 1 + 0.1 * normal(width), table(2), state, pool, plan)
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[str, Any]]] = {
+    "mhc_post": (mhc_post, lambda: (normal(3, 512), normal(3, 4, 512), torch.rand(3, 4), torch.rand(3, 4, 4)), {}),
+    "mhc_pre": (
+        mhc_pre,
+        lambda: (normal(3, 4, 512), torch.randn(24, 2048) / 64, torch.randn(24), torch.rand(3), 1 + 0.1 * normal(512)),
+        {},
+    ),
+    "mhc_post_pre": (
+        mhc_post_pre,
+        lambda: (
+            normal(3, 512),
+            normal(3, 4, 512),
+            torch.rand(3, 4),
+            torch.rand(3, 4, 4),
+            torch.randn(24, 2048) / 64,
+            torch.randn(24),
+            torch.rand(3),
+            1 + 0.1 * normal(512),
+        ),
+        {},
+    ),
+    "mhc_head": (
+        mhc_head,
+        lambda: (normal(3, 4, 512), torch.randn(4, 2048) / 64, torch.randn(4), torch.rand(1), 1 + 0.1 * normal(512)),
+        {},
+    ),
+    "embed": (embed, lambda: (torch.tensor([3, 0, 4]), normal(5, 512)), {}),
+    "embed plain": (embed, lambda: (torch.tensor([3, 0, 4], dtype=torch.int32), normal(5, 512)), {"streams": 0}),
+    "q_norm_rope_kv_insert": (
+        q_norm_rope_kv_insert,
+        lambda: (normal(3, 2, 512), normal(3, 512), normal(512), table(3), packed_pool(), torch.tensor([5, -1, 2])),
+        {},
+    ),
+    "q_norm_rope_kv_insert plain": (
+        q_norm_rope_kv_insert,
+        lambda: (
+            normal(2, 2, 512),
+            normal(2, 512),
+            normal(512),
+            table(2),
+            Pool.allocate(6, page=2),
+            torch.tensor([3, 0], dtype=torch.int32),
+        ),
+        {},
+    ),
+    "compressor": (compressor, lambda: compress_call(PoolFormat.KV_FP8, 512), {}),
+    "compressor keys": (compressor, lambda: compress_call(PoolFormat.INDEX_FP4, 128), {"rotate_hadamard": True}),
+    "indexer_q fp8": (indexer_q, lambda: (normal(3, 8, 128), table(3)), {"code": "fp8", "rotate_hadamard": True}),
+    "indexer_q fp4": (indexer_q, lambda: (normal(3, 8, 128), table(3)), {"code": "fp4", "rotate_hadamard": True}),
+    "inverse_rope_quant": (inverse_rope_quant, lambda: (normal(3, 4, 512), table(3)), {"groups": 2}),
+    "inverse_rope_quant fp8": (
+        inverse_rope_quant,
+        lambda: (normal(3, 4, 512), table(3)),
+        {"groups": 2, "quantize": True},
+    ),
+    "quantize": (quantize, lambda: (normal(2, 3, 256), fp8_weight(torch.randn(5, 256))), {"rule": "fp8_128"}),
+    "quantize by 32": (quantize, lambda: (normal(3, 256), fp8_weight(torch.randn(5, 256))), {"rule": "fp8_32"}),
+    "rms_norm_quant": (rms_norm_quant, lambda: (normal(3, 512), normal(512)), {"rule": "fp8_128"}),
+    "rms_norm_quant nvfp4": (
+        rms_norm_quant,
+        lambda: (normal(3, 512), normal(512), torch.tensor(0.002)),
+        {"rule": "nvfp4"},
+    ),
+    "dequantize": (dequantize, lambda: (quantize_fp8(normal(2, 3, 256)),), {}),
+    "dequantize mxfp4": (dequantize, lambda: (quantize_mxfp4(normal(3, 256)),), {}),
+    "swiglu_quant": (
+        swiglu_quant_joined,
+        lambda: (normal(3, 512), torch.rand(3)),
+        {"limit": 10.0, "block": 128, "interleaved": True},
+    ),
+    "swiglu_quant bf16": (swiglu_quant_joined, lambda: (normal(3, 512),), {"limit": 1.0}),
+    "moe_combine": (moe_combine, lambda: (normal(3, 6, 512), normal(3, 512)), {}),
+}
+
+
+def values(result: Any, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    """What the call gave and what it wrote, as numbers."""
+    found: list[torch.Tensor] = []
+    for part in result if isinstance(result, tuple) and not isinstance(result, Quantized) else (result,):
+        if isinstance(part, Quantized):
+            found.append(part.dequantize())
+        elif part is not None:
+            found.append(part.to(torch.float32))
+    for part in arguments:
+        if isinstance(part, Pool):
+            found.append(read_rows(part, torch.arange(part.rows - 1)))  # the last row is scratch
+    return found
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_public_function_reaches_its_kernel(served: list[str], name: str) -> None:
+    function, make, options = CALLS[name]
+    torch.manual_seed(0)
+    arguments = make()
+    got = values(function(*arguments, **options), arguments)
+    assert served == [name.partition(" ")[0]]
+    state = arguments[5].clone() if name.startswith("compressor") else None
+
+    torch.manual_seed(0)
+    again = make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "KERNEL_DEVICES", ())
+        dispatch.reset()
+        expected = values(function(*again, **options), again)
+    assert len(got) == len(expected) > 0
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        error = float((one - other).norm() / other.norm())
+        assert error < 4e-3, f"{error}: a step of a code here and there is less"
+    if state is not None:
+        assert torch.equal(state[:-1], again[5][:-1])
+
+
+def test_a_second_call_of_the_shape_compiles_nothing(served: list[str]) -> None:
+    for _ in range(2):
+        moe_combine(normal(2, 3, 64), normal(2, 64))
+    assert served == ["moe_combine"]
+
+
+def test_what_the_kernel_refuses_names_the_argument(served: list[str]) -> None:
+    update, streams = normal(512, 3).transpose(0, 1), normal(3, 4, 512)
+    with pytest.raises(ContractError, match="mhc_post: update: found stride"):
+        mhc_post(update, streams, torch.rand(3, 4), torch.rand(3, 4, 4))
+
+
+def test_calls_that_no_kernel_is_made_for_go_to_the_reference(served: list[str]) -> None:
+    streams = torch.randn(3, 4, 512, dtype=torch.float64)
+    post, comb = torch.rand(3, 4).double(), torch.rand(3, 4, 4).double()
+    mhc_post(streams[:, 0], streams, post, comb, dtype=torch.float64)
+    indexer_q(normal(3, 8, 128), table(3))
+    assert served == []
