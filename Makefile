@@ -17,7 +17,7 @@ demo: setup ## the main job: specs → kernels for both chips → checks → cac
 
 test: setup lint ## the whole suite, on any machine (tests that need a GPU are skipped without one)
 	@$(BIN)/dsv4-gen emit --check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 lint: setup ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
-"""Write the README's tables from the newest dated results: ``python -m benchmarks.readme_tables --write``.
+"""Write the tables of the README and of docs/measured.md from dated results: ``python -m benchmarks.readme_tables``.
 
 A table stands between ``<!-- tables: OP -->`` and ``<!-- /tables -->``. For each device the newest result of the
-operator that is not void is taken. Without --write the README is compared with what would be written: exit code 1 if it
-differs.
+operator that is not void is taken. Without --write the files are compared with what would be written: exit code 1 if
+one differs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.harness.result import RESULTS, read
 
 README = Path(__file__).parent.parent / "README.md"
+MEASURED = README.parent / "docs" / "measured.md"
 SECTION = re.compile(r"(<!-- tables: (?P<op>\w+) -->\n)(?P<body>.*?)(<!-- /tables -->)", re.DOTALL)
 MODES = ("cold", "warm")
 
@@ -83,29 +84,33 @@ def row(cells: Iterable[str]) -> str:
 
 
 def rewritten(readme: str, folder: Path) -> str:
-    """``readme`` with every marked section written anew. Raises ``ValueError`` where there is none."""
+    """``readme``, a file's text, with every marked section written anew. Raises ``ValueError`` where there is none."""
     if not SECTION.search(readme):
-        raise ValueError("README: found no section <!-- tables: OP --> … <!-- /tables -->; valid: at least one")
+        raise ValueError("found no section <!-- tables: OP --> … <!-- /tables -->; valid: at least one")
     return SECTION.sub(lambda match: match[1] + tables(newest(folder, match["op"])) + match[4], readme)
 
 
 def run(
-    write: Annotated[bool, typer.Option("--write", help="Write the README; without it, only compare.")] = False,
-    readme: Annotated[Path, typer.Option(help="The file with the marked sections.")] = README,
+    write: Annotated[bool, typer.Option("--write", help="Write the files; without it, only compare.")] = False,
+    readme: Annotated[list[Path] | None, typer.Option(help="A file with marked sections; repeatable.")] = None,
     folder: Annotated[Path, typer.Option("--results", help="The folder of dated results.")] = RESULTS,
 ) -> None:
-    """Write the README's tables from the newest dated results, or say whether they are up to date."""
+    """Write the tables from the newest dated results, or say whether they are up to date."""
     err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    text = readme.read_text(encoding="utf-8")
-    try:
-        wanted = rewritten(text, folder)
-    except ValueError as error:
-        err.print(str(error))
-        raise typer.Exit(1) from None
-    if write:
-        readme.write_text(wanted, encoding="utf-8")
-    elif wanted != text:
-        err.print(f"{readme}: the tables are not those of {folder}; valid: run make tables")
+    stale = False
+    for path in readme or (README, MEASURED):
+        text = path.read_text(encoding="utf-8")
+        try:
+            wanted = rewritten(text, folder)
+        except ValueError as error:
+            err.print(f"{path.name}: {error}")
+            raise typer.Exit(1) from None
+        if write:
+            path.write_text(wanted, encoding="utf-8")
+        elif wanted != text:
+            err.print(f"{path}: the tables are not those of {folder}; valid: run make tables")
+            stale = True
+    if stale:
         raise typer.Exit(1)
 
 

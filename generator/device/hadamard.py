@@ -49,18 +49,16 @@ def hadamard_row(values: cute.Tensor, lanes: cutlass.Constexpr[int], lane: cutla
 
 
 @cute.jit
-def hadamard_sums(
-    values: cute.Tensor, lanes: cutlass.Constexpr[int], lane: cutlass.Int32
-) -> tuple[Float32, Float32]:
+def hadamard_sums(values: cute.Tensor, lanes: cutlass.Constexpr[int], lane: cutlass.Int32) -> tuple[Float32, Float32]:
     """Unscaled sums of the transform of D = 8 · lanes · vectors columns in place, and the factors of both halves.
 
     ``values`` as in :func:`hadamard_row`. Afterwards ``values[i + 4 h, v]``, i < 4, times factor h (±D^(−½)) is column
     i + 4 · (lane + lanes · (h + 2 v)). The rounds, their order and so their rounding are those of ``hadamard_row``.
 
     Between lanes a and b = a + 2^k, each with a pair of numbers (u, v) that the round before has still to add and
-    subtract, a keeps u + v and sends u − v, b keeps u − v and sends u + v: half of the numbers are sent. Then a has both
-    sums and b both differences, the pairs of the next round. b has them the wrong way round: not exchanged, they change
-    the sign of the lane's next differences, which its partner's signs make common to all that either keeps.
+    subtract, a keeps u + v and sends u − v, b keeps u − v and sends u + v: half of the numbers are sent. Then a has
+    both sums and b both differences, the pairs of the next round. b has them the wrong way round: not exchanged, they
+    change the sign of the lane's next differences, which its partner's signs make common to all that either keeps.
     """
     vectors = cute.size(values, mode=[1])
     lane_bits = lanes.bit_length() - 1

@@ -71,10 +71,10 @@ def quantize_sums_mxfp4(
     lane: cutlass.Int32,
     native: cutlass.Constexpr[bool],
 ) -> tuple[list[cute.Tensor], cute.Tensor]:
-    """What ``hadamard_sums`` leaves of 128 columns over 8 lanes as MXFP4, and the row's four E8M0 codes in a register.
+    """What ``hadamard_sums`` leaves of 128 columns over 8 lanes as MXFP4, and its four E8M0 codes in one register.
 
-    Codes: one register of columns c … c + 7 and one of c + 64 … c + 71, with c = 8 · (lane // 2) + 32 · (lane % 2). A block has four
-    columns in each of its 8 lanes. ``norm``: the factors' magnitude; ``native``: see ``fp4_codes``.
+    Codes: one register of columns c … c + 7 and one of c + 64 … c + 71, with c = 8 · (lane // 2) + 32 · (lane % 2).
+    A block has four columns in each of its 8 lanes. ``norm``: the factors' magnitude; ``native``: see ``fp4_codes``.
     """
     fours = [four(sums, j) for j in range(4)]
     orders = [mxfp4_order(values, norm) for values in fours]
@@ -100,7 +100,7 @@ def quantize_sums_mxfp4(
 
 @cute.jit
 def mxfp4_order(sums: cute.Tensor, norm: cutlass.Constexpr[float]) -> Uint32:
-    """The E8M0 code of a block of ``sums`` · ``norm``, but 256 where there is a NaN, which is larger than all others."""
+    """The E8M0 code of a block of ``sums`` · ``norm``, but 256, larger than all others, where one is NaN."""
     amax = abs(amax_f32(sums)) * Float32(norm)
     floored = cute.arch.fmax(amax, Float32(fp4_codes.MXFP4_FLOOR), nan=True)
     return power_of_two_order(floored * Float32(1.0 / fp4_codes.E2M1_MAX))

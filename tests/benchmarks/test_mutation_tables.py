@@ -99,4 +99,4 @@ def test_rows_stand_on_one_line_each() -> None:
 def test_all_default_kernels_of_both_chips_are_seeded() -> None:
     made = default_kernels()
     assert len(made) >= 52 and {each.arch for each in made} == {"sm_90a", "sm_100a"}
-    assert {each.op for each in made} == {"fmha", "rms_norm"}
+    assert {"fmha", "rms_norm"} <= {each.op for each in made}
