@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.block_codes import BLOCK, code_bytes, dequantized, scale_count
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
-from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel
+from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel, our_peers
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,7 @@ class DequantizeBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+            *our_peers(kernel),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel
+from benchmarks.kernels import TOKENS, bf16_position, compiled_peer, loaded_kernel, our_peers
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +36,8 @@ class InverseRopeQuantBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
-            Peer("torch.compile", lambda case: compiled(formula, arguments), "the same, compiled for each shape"),
+            *our_peers(kernel),
+            compiled_peer(formula, arguments),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

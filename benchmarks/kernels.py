@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.harness.operator import Call, Inputs, Unavailable
+from benchmarks.harness.operator import Call, Inputs, Peer, Unavailable
 
 TOKENS = (1, 4, 16, 64, 256, 2048, 8192, 32768)
 """T: decoding up to 64, a chunk of a prefill above."""
@@ -52,6 +52,19 @@ def loaded_kernel(
         return result(s)
 
     return call
+
+
+def our_peers(kernel: Callable[..., Call]) -> list[Peer]:
+    """Our default kernel, called bare: ``kernel`` gives the call for a case, without and with dependent launch."""
+    return [
+        Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
+        Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+    ]
+
+
+def compiled_peer(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[Any, ...]]) -> Peer:
+    """The formula compiled by torch, for benchmarks in which every case has one."""
+    return Peer("torch.compile", lambda case: compiled(formula, arguments), "the formula, compiled for each shape")
 
 
 def compiled(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[Any, ...]]) -> Call:

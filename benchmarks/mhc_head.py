@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import mhc_pre
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import compiled, loaded_kernel
+from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +27,8 @@ class MhcHeadBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
-            Peer("torch.compile", lambda case: compiled(formula, arguments), "the same, compiled for each shape"),
+            *our_peers(kernel),
+            compiled_peer(formula, arguments),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

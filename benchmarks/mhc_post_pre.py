@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import mhc_post, mhc_pre
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import compiled, loaded_kernel
+from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,9 @@ class MhcPostPreBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+            *our_peers(kernel),
             Peer("dsv4 mhc_post, mhc_pre", two_kernels, "the two kernels one after the other"),
-            Peer("torch.compile", lambda case: compiled(formula, arguments), "the formula, compiled for each shape"),
+            compiled_peer(formula, arguments),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel
+from benchmarks.kernels import TOKENS, bf16_position, compiled_peer, loaded_kernel
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class MoeCombineBenchmark:
             Peer("dsv4 kernel", lambda case: kernel(case, gathered=True, pdl=False), "the default kernel, called bare"),
             Peer("dsv4 kernel pdl", lambda case: kernel(case, gathered=True, pdl=True), "dependent launch"),
             Peer("dsv4 kernel in order", lambda case: kernel(case, gathered=False, pdl=False), "no index", shown=False),
-            Peer("torch.compile", lambda case: compiled(formula, arguments), "the formula, compiled for each shape"),
+            compiled_peer(formula, arguments),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

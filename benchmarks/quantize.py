@@ -16,7 +16,7 @@ from benchmarks.block_codes import (
 )
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
-from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.kernels import TOKENS, compiled, loaded_kernel, our_peers
 from benchmarks.peers import tile_kernels
 
 COLUMNS = (4096, 7168)
@@ -39,8 +39,7 @@ class QuantizeBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+            *our_peers(kernel),
             Peer("tile-kernels", tile_peer, "TileKernels' per_token_cast (fp8_128 only)", tile_kernels.versions),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]

@@ -16,7 +16,7 @@ from benchmarks.block_codes import (
 )
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
-from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.kernels import TOKENS, compiled, loaded_kernel, our_peers
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,7 @@ class RmsNormQuantBenchmark:
     def peers(self) -> list[Peer]:
         # Other libraries' norms with quantised output (flashinfer, quack) belong here.
         return [
-            Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the default kernel, called bare"),
-            Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
+            *our_peers(kernel),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]
 

@@ -270,16 +270,15 @@ def serve(request: Request) -> Loaded | None:
     return None
 
 
-def without_kernel(request: Request) -> Loaded | None:
-    """``None``: PyTorch serves a call that no kernel is made for. Said once, or raised, as the caller chose."""
+def without_kernel(request: Request) -> None:
+    """PyTorch serves a call that no kernel is made for. Said once, or raised, as the caller chose."""
     if request.device.type != "cuda":
-        return None
+        return
     if current_settings().missing == "raise":
         raise KernelMissing(
             f"{request.op} on {request.device}, {request.variant}: no kernel is made for it; valid: missing='reference'"
         )
     say_once("PyTorch serves the calls that no kernel is made for; dsv4.trace_dispatch() lists them")
-    return None
 
 
 def _load(artifact: Artifact, device: torch.device, capability: tuple[int, int]) -> Loaded:

@@ -19,6 +19,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; pr
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped without one; what else they need, they say themselves."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 @pytest.fixture
 def emulated() -> Callable[..., Any]:
     """Runs a compiled kernel in the emulator and fails on any finding; gives the report.

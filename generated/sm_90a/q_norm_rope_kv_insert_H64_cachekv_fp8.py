@@ -17,7 +17,7 @@ from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from dsv4.generator.device.page_rows import store_kv_fp8, to_bf16
 from dsv4.generator.device.rms_scale import inverse_rms, product
 from dsv4.generator.device.rope import load_cos_sin, rotate_row
-from dsv4.generator.device.row_quant import scaled_by
+from dsv4.generator.device.fragments import scaled_by
 from dsv4.generator.device.row_reduce import sum_of_squares, sum_over_lanes
 from dsv4.generator.device.vector_io import (
     lane_of_row,

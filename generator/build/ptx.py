@@ -15,6 +15,8 @@ _ALLOC = re.compile(r"\btcgen05\.alloc\.[\w:.]*\s+\[[^\]]*\]\s*,\s*([^;\s]+)\s*;
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
 _LOC = re.compile(r"^\s*\.loc\s+(\d+)\s+(\d+)\s+\d+(?:.*?inlined_at\s+(\d+)\s+(\d+)\s+\d+)?", re.MULTILINE)
 
+_INLINE_ASM = re.compile(r"// begin inline asm\n.*?// end inline asm\n", re.DOTALL)
+
 
 def entries(ptx: str) -> dict[str, str]:
     """The body of each kernel, by its name, in the order of the file."""
@@ -48,10 +50,13 @@ def _allocations(body: str) -> list[int]:
 
 
 def source_lines(ptx: str, file_name: str = SOURCE_NAME) -> set[int]:
-    """Lines of the file ``file_name`` that the line table of the PTX names, as a place or as an inlining site."""
+    """Lines of the file ``file_name`` that the line table of the PTX names, as a place or as an inlining site.
+
+    Not those inside inline assembly, whose lines the compiler counts on from that of the call, into what follows it.
+    """
     numbers = {number for number, path in _FILE.findall(ptx) if PurePosixPath(path).name == file_name}
     lines: set[int] = set()
-    for file, line, at_file, at_line in _LOC.findall(ptx):
+    for file, line, at_file, at_line in _LOC.findall(_INLINE_ASM.sub("", ptx)):
         lines |= {int(line)} if file in numbers else set()
         lines |= {int(at_line)} if at_file in numbers else set()
     return lines

@@ -18,6 +18,7 @@ from dsv4.generator.device.e8m0 import (
     e8m0_reciprocal,
 )
 from dsv4.generator.device.fp4_codes import E2M1_MAX
+from dsv4.generator.device.fragments import scaled_by
 from dsv4.generator.device.vector_io import to_float32
 
 BLOCK = {"fp8_128": 128, "fp8_32": 32, "mxfp4": 32, "nvfp4": 16}
@@ -68,9 +69,9 @@ def encode_vectors(
 def decode_vector(codes: cute.Tensor, step: Float32, format: cutlass.Constexpr[str]) -> cute.Tensor:
     """One vector's codes, Uint32 (2,) or (1,), as float32 (8,): each code's value · ``step``, rounded once."""
     if cutlass.const_expr(VECTOR_BYTES[format] == 4):
-        values = scaled(fp4_codes.decode_fragment(codes), step)
+        values = scaled_by(fp4_codes.decode_fragment(codes), step)
     else:
-        values = scaled(fp8_codes.decode_fragment(codes), step)
+        values = scaled_by(fp8_codes.decode_fragment(codes), step)
     return values
 
 
@@ -78,14 +79,14 @@ def decode_vector(codes: cute.Tensor, step: Float32, format: cutlass.Constexpr[s
 def fp8(values: cute.Tensor, amax_bits: Uint32) -> tuple[cute.Tensor, Uint32]:
     """float32 (8,) as E4M3 codes, Uint32 (2,), and the E8M0 code of the block: 2^⌈log2(max(amax, 1e-4) / 448)⌉."""
     scale = fp8_codes.fp8_scale_code(amax_bits)
-    return fp8_codes.encode_fragment(scaled(values, e8m0_reciprocal(scale))), scale
+    return fp8_codes.encode_fragment(scaled_by(values, e8m0_reciprocal(scale))), scale
 
 
 @cute.jit
 def mxfp4(values: cute.Tensor, amax_bits: Uint32, native: cutlass.Constexpr[bool]) -> tuple[cute.Tensor, Uint32]:
     """float32 (8,) as E2M1 codes, Uint32 (1,), and the E8M0 code of the block. ``native``: see ``fp4_codes``."""
     scale = fp4_codes.mxfp4_scale_code(amax_bits)
-    return fp4_codes.encode_fragment(scaled(values, e8m0_reciprocal(scale)), native), scale
+    return fp4_codes.encode_fragment(scaled_by(values, e8m0_reciprocal(scale)), native), scale
 
 
 @cute.jit
@@ -106,15 +107,6 @@ def nvfp4(
     codes = fp4_codes.encode_fragment(quotients(values, step, E2M1_MAX), native, clamped=True)
     codes[0] = Uint32(0) if scale == Uint32(0) else codes[0]
     return codes, scale
-
-
-@cute.jit
-def scaled(values: cute.Tensor, factor: Float32) -> cute.Tensor:
-    """float32 values · factor, as new registers of the same shape."""
-    result = cute.make_rmem_tensor(values.shape, Float32)
-    for i in cutlass.range_constexpr(cute.size(values)):
-        result[i] = values[i] * factor
-    return result
 
 
 @cute.jit

@@ -12,8 +12,8 @@ from cutlass import Float32, Int32, Uint32
 
 from dsv4.generator.device.expert_run import experts_per_lane
 from dsv4.generator.device.float_order import order_of
+from dsv4.generator.device.softmax import LOG2_E
 
-LOG2_E = 1.4426950408889634
 LINEAR_ABOVE = 20.0
 TAKEN = 0
 """Below the order of every number: an expert that was chosen already, or that does not exist."""

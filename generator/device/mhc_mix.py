@@ -7,8 +7,7 @@ import cutlass.cute as cute
 from cutlass import Float32
 
 from dsv4.generator.device.mhc_tiling import STREAMS
-
-LOG2_E = 1.4426950408889634
+from dsv4.generator.device.softmax import LOG2_E
 
 
 @cute.jit

@@ -22,8 +22,9 @@ from cutlass import BFloat16, Int32, Int64, Uint8, Uint32
 
 from dsv4.generator.device.e8m0 import amax_bits_f32, amax_bits_over_lanes, e8m0_reciprocal, e8m0_value
 from dsv4.generator.device.fp8_codes import encode_fragment, fp8_scale_code
+from dsv4.generator.device.fragments import scaled_by
 from dsv4.generator.device.rope import ROTARY_LANES, is_rotary_lane
-from dsv4.generator.device.row_quant import quantize_fp8, quantize_mxfp4, scaled_by
+from dsv4.generator.device.row_quant import quantize_fp8, quantize_mxfp4
 from dsv4.generator.device.vector_io import VECTOR_ELEMENTS
 
 KV_BODY_BYTES, KV_TAIL_BYTES = 576, 8

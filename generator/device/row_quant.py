@@ -22,6 +22,7 @@ from dsv4.generator.device.e8m0 import (
     permute_bytes,
     power_of_two_order,
 )
+from dsv4.generator.device.fragments import scaled_by
 
 
 @cute.jit
@@ -120,13 +121,4 @@ def four(values: cute.Tensor, number: cutlass.Constexpr[int]) -> cute.Tensor:
     result = cute.make_rmem_tensor((4,), values.element_type)
     for i in cutlass.range_constexpr(4):
         result[i] = values[4 * number + i]
-    return result
-
-
-@cute.jit
-def scaled_by(values: cute.Tensor, factor: Float32) -> cute.Tensor:
-    """float32 values · factor, as new registers of the same shape."""
-    result = cute.make_rmem_tensor(values.shape, Float32)
-    for i in cutlass.range_constexpr(cute.size(values)):
-        result[i] = values[i] * factor
     return result

@@ -10,9 +10,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from dsv4.generator.device.softmax import LOG2_E
 from dsv4.generator.device.vector_io import VECTOR_ELEMENTS, to_float32, vectors_per_lane
-
-LOG2_E = 1.4426950408889634
 
 
 @cute.jit
@@ -52,13 +51,4 @@ def swiglu(gate: cute.Tensor, up: cute.Tensor, limit: Float32) -> cute.Tensor:
         wide = cute.arch.fmin(cute.arch.fmax(u[i], -limit, nan=True), limit, nan=True)
         power = cute.math.exp2(low * Float32(-LOG2_E), fastmath=True)
         result[i] = low * cute.arch.rcp_approx(Float32(1.0) + power) * wide
-    return result
-
-
-@cute.jit
-def times(values: cute.Tensor, factor: Float32) -> cute.Tensor:
-    """float32 values · factor, as new registers of the same shape."""
-    result = cute.make_rmem_tensor(values.shape, Float32)
-    for i in cutlass.range_constexpr(cute.size(values)):
-        result[i] = values[i] * factor
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -62,8 +63,13 @@ def f32_within(name: str, got: torch.Tensor, expected: torch.Tensor, error: torc
     ]
 
 
-def verdict(got: torch.Tensor, expected: torch.Tensor, findings: list[str]) -> Verdict:
-    """``findings`` with the measures of error of the operator's main output, over its finite answers."""
+def verdict(
+    got: torch.Tensor, expected: torch.Tensor, findings: list[str], detail: Mapping[str, int] | None = None
+) -> Verdict:
+    """``findings`` with the measures of error of the operator's main output, over its finite answers.
+
+    ``detail``: counts to be kept beside the number of elements.
+    """
     finite = torch.isfinite(expected)
     ours = torch.where(finite, got.to(torch.float64), 0.0)
     theirs = torch.where(finite, expected, 0.0)
@@ -76,5 +82,5 @@ def verdict(got: torch.Tensor, expected: torch.Tensor, findings: list[str]) -> V
         max_abs=float(error.max()) if error.numel() else 0.0,
         worst_row=int(rows.argmax()) if rows.numel() else -1,
         findings=tuple(findings),
-        detail={"elements": got.numel()},
+        detail={**(detail or {}), "elements": got.numel()},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from dsv4.generator.verify.case import Case, Value, Verdict
 from dsv4.runtime.artifact import Scalar
 
 
+@cache
 def operators() -> tuple[str, ...]:
     """Operators that have verification cases."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(_modules.__path__)))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from dsv4.runtime.ops.kernel import KernelPath, Served, are
-from dsv4.runtime.ops.mhc_pre import COLUMNS_MULTIPLE, STREAMS
+from dsv4.runtime.ops.kernel import KernelPath, Served
+from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_head as reference
 
@@ -23,13 +23,7 @@ def _serves(
     out_dtype: torch.dtype | None,
     **_: object,
 ) -> Served | None:
-    tokens, count, columns = streams.shape
-    narrow = are(torch.bfloat16, streams, norm) and out_dtype in (None, torch.bfloat16)
-    if not narrow or not are(torch.float32, fn, base, scale) or dtype != torch.float32:
-        return None
-    if count != STREAMS or columns % COLUMNS_MULTIPLE:
-        return None
-    return Served({"d": columns}, {"T": tokens}, {"norm": norm is not None})
+    return served(streams, (norm,), (fn, base, scale), dtype=dtype, out_dtype=out_dtype, norm=norm is not None)
 
 
 def _call(

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from dsv4.runtime.ops.kernel import KernelPath, Served, are
+from dsv4.runtime.ops.kernel import KernelPath, Served
+from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_post as reference
 
-STREAMS = 4
 COLUMNS_MULTIPLE = 256
 
 
@@ -23,13 +23,7 @@ def _serves(
     dtype: torch.dtype,
     out_dtype: torch.dtype | None,
 ) -> Served | None:
-    tokens, count, columns = streams.shape
-    narrow = are(torch.bfloat16, update, streams) and out_dtype in (None, torch.bfloat16)
-    if not narrow or not are(torch.float32, post, comb) or dtype != torch.float32:
-        return None
-    if count != STREAMS or columns % COLUMNS_MULTIPLE:
-        return None
-    return Served({"d": columns}, {"T": tokens}, {})
+    return served(streams, (update,), (post, comb), dtype=dtype, out_dtype=out_dtype, columns_multiple=COLUMNS_MULTIPLE)
 
 
 def _call(

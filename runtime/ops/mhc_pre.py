@@ -6,13 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from dsv4.runtime.ops.kernel import KernelPath, Served, are
+from dsv4.runtime.ops.kernel import KernelPath, Served
+from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_pre as reference
-
-STREAMS = 4
-ITERATIONS = 20
-COLUMNS_MULTIPLE = 128
 
 
 def _serves(
@@ -27,13 +24,8 @@ def _serves(
     out_dtype: torch.dtype | None,
     **_: object,
 ) -> Served | None:
-    tokens, count, columns = streams.shape
-    narrow = are(torch.bfloat16, streams, norm) and out_dtype in (None, torch.bfloat16)
-    if not narrow or not are(torch.float32, fn, base, scale) or dtype != torch.float32:
-        return None
-    if count != STREAMS or iterations != ITERATIONS or columns % COLUMNS_MULTIPLE:
-        return None
-    return Served({"d": columns}, {"T": tokens}, {"norm": norm is not None})
+    options = {"iterations": iterations, "norm": norm is not None}
+    return served(streams, (norm,), (fn, base, scale), dtype=dtype, out_dtype=out_dtype, **options)
 
 
 def _call(

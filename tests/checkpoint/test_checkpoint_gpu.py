@@ -24,7 +24,6 @@ from dsv4.runtime.weight import Weight
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("ignore:.*unverified:dsv4.runtime.errors.Dsv4Warning"),
 ]
 

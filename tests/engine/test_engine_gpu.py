@@ -23,7 +23,6 @@ from tests.model.tiny_model import Maker, prompt
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("ignore:PyTorch serves"),
 ]
 GREEDY = SamplingOptions(max_new_tokens=40)

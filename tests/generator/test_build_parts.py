@@ -65,6 +65,12 @@ def test_source_lines_are_those_of_one_file_with_the_inlining_sites() -> None:
     assert ptx.source_lines(PTX, "softmax.py") == {7}
 
 
+def test_lines_inside_inline_assembly_are_not_the_sources() -> None:
+    call = '\t.file\t1 "source.py"\n\t.loc\t1 20 4\n'
+    assembly = "\t// begin inline asm\n\t{\n\t.loc\t1 22 4\n\tbra.uni WAIT;\n\t}\n\t// end inline asm\n"
+    assert ptx.source_lines(f"{call}{assembly}\t.loc\t1 30 4\n") == {20, 30}
+
+
 def test_untaken_lines_decides_what_the_variant_decides() -> None:
     source = textwrap.dedent(
         """\

@@ -99,15 +99,11 @@ def test_decoding_step_compiles_without_a_graph_break() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 def on_gpu(container):  # type: ignore[no-untyped-def]
     return map_weights(container, weight=lambda weight: weight.to("cuda"), tensor=lambda tensor: tensor.cuda())
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("ignore::dsv4.Dsv4Warning")
 @pytest.mark.parametrize("numerics", list(Numerics))
 def test_decoding_is_captured_in_a_cuda_graph(numerics: Numerics) -> None:
@@ -161,7 +157,6 @@ def test_decoding_is_captured_in_a_cuda_graph(numerics: Numerics) -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("ignore::dsv4.Dsv4Warning")
 def test_cpu_and_gpu_agree() -> None:
     weights = Maker(SMALL).model()
@@ -177,7 +172,6 @@ def test_cpu_and_gpu_agree() -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("ignore::dsv4.Dsv4Warning")
 @pytest.mark.parametrize("ratio", [0, 4, 128])
 def test_a_layer_of_flash(ratio: int) -> None:

@@ -6,19 +6,13 @@ with its reference, loosely for what is rounded at the end and exactly for codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from dsv4.generator.build import build
-from dsv4.generator.spec import plan
-from dsv4.generator.verify.emulator import EmulatedKernel
 from dsv4.runtime import dispatch
-from dsv4.runtime.cache import Artifact
 from dsv4.runtime.errors import ContractError
 from dsv4.runtime.ops import plain
 from dsv4.runtime.ops.compressor import compressor
@@ -37,32 +31,10 @@ from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
 from dsv4.runtime.ops.swiglu_quant import swiglu_quant_joined
 from dsv4.runtime.pool import Pool, PoolFormat
 from dsv4.runtime.reference.compressor import Compression
-from dsv4.runtime.reference.pages import read_rows
 from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8, quantize_mxfp4
-from dsv4.runtime.weight import Quantized
+from tests.ops.door_values import close, values
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Kernels serve the CPU, compiled on demand for sm_90a and run by the emulator; gives the operators served so."""
-    monkeypatch.setenv("DSV4_CACHE", str(tmp_path_factory.mktemp("doors")))
-    names: list[str] = []
-
-    def serve(request: dispatch.Request) -> Any:
-        made = plan(request.op, "sm_90a", dims=request.dims, variant=request.variant)
-        (result,) = build([made], cache_root=tmp_path_factory.mktemp("kernels"), jobs=1)
-        assert result.artifact is not None, result.error
-        artifact = Artifact.read(Path(result.artifact))
-        names.append(request.op)
-        return SimpleNamespace(artifact=artifact, function=EmulatedKernel(artifact))
-
-    dispatch.reset()
-    monkeypatch.setattr(plain, "KERNEL_DEVICES", ("cpu",))
-    monkeypatch.setattr(dispatch, "serve", serve)
-    yield names
-    dispatch.reset()
 
 
 def normal(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -168,20 +140,6 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[s
 }
 
 
-def values(result: Any, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
-    """What the call gave and what it wrote, as numbers."""
-    found: list[torch.Tensor] = []
-    for part in result if isinstance(result, tuple) and not isinstance(result, Quantized) else (result,):
-        if isinstance(part, Quantized):
-            found.append(part.dequantize())
-        elif part is not None:
-            found.append(part.to(torch.float32))
-    for part in arguments:
-        if isinstance(part, Pool):
-            found.append(read_rows(part, torch.arange(part.rows - 1)))  # the last row is scratch
-    return found
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_a_public_function_reaches_its_kernel(served: list[str], name: str) -> None:
     function, make, options = CALLS[name]
@@ -197,11 +155,7 @@ def test_a_public_function_reaches_its_kernel(served: list[str], name: str) -> N
         patch.setattr(plain, "KERNEL_DEVICES", ())
         dispatch.reset()
         expected = values(function(*again, **options), again)
-    assert len(got) == len(expected) > 0
-    for one, other in zip(got, expected, strict=True):
-        assert one.shape == other.shape
-        error = float((one - other).norm() / other.norm())
-        assert error < 4e-3, f"{error}: a step of a code here and there is less"
+    close(got, expected)
     if state is not None:
         assert torch.equal(state[:-1], again[5][:-1])
 

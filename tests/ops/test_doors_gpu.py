@@ -29,9 +29,8 @@ from dsv4.runtime.ops.quantize import quantize
 from dsv4.runtime.ops.swiglu_quant import swiglu_quant_joined
 from dsv4.runtime.pool import Pool, PoolFormat
 from dsv4.runtime.reference.compressor import Compression
-from dsv4.runtime.reference.pages import read_rows
 from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8
-from dsv4.runtime.weight import Quantized
+from tests.ops.door_values import close, values
 
 pytestmark = pytest.mark.gpu
 TOKENS, COLUMNS, HEADS = 5, 4096, 64
@@ -125,25 +124,9 @@ CALLS: dict[str, Call] = {
 }
 
 
-def values(result: Any, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
-    """What the call gave and what it wrote into pools, as numbers."""
-    parts = result if isinstance(result, tuple) and not isinstance(result, Quantized) else (result,)
-    found = [part.dequantize() if isinstance(part, Quantized) else part.float() for part in parts if part is not None]
-    pools = [part for part in arguments if isinstance(part, Pool)]
-    return found + [read_rows(pool, torch.arange(pool.rows - 1, device="cuda")) for pool in pools]
-
-
 def made(name: str) -> tuple[Any, ...]:
     torch.manual_seed(1)
     return CALLS[name][1]()
-
-
-def close(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    assert len(got) == len(expected) > 0
-    for one, other in zip(got, expected, strict=True):
-        assert one.shape == other.shape
-        error = float((one - other).norm() / other.norm())
-        assert error < 4e-3, f"{error}: a step of a code here and there is less"
 
 
 def reference(name: str) -> list[torch.Tensor]:

@@ -227,7 +227,6 @@ def test_each_stage_compiles(stage: str, head_dim: int, tile_n: int, slots: int,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("head_dim", "tile_n", "slots"), LADDER)
 @pytest.mark.parametrize("stage", stages.STAGES)
 def test_values_of_each_stage(stage: str, head_dim: int, tile_n: int, slots: int, tmp_path: Path) -> None:
@@ -248,7 +247,6 @@ def test_values_of_each_stage(stage: str, head_dim: int, tile_n: int, slots: int
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", KERNELS)
 def test_values_on_the_gpu(built: dict[str, BuildResult], name: str) -> None:
     artifact = Artifact.read(folder(built[name]))

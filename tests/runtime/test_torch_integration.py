@@ -121,9 +121,6 @@ def test_parameters_without_gradients() -> None:
     assert not dsv4.rms_norm(X, weight).requires_grad
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 def replayed_on_new_input(columns: int) -> list[dispatch.Call]:
     """Capture one call with an output, replay it on another input, compare with a call outside a graph."""
     x, weight = (torch.randn(*size, columns, device="cuda").bfloat16() for size in ((21,), ()))
@@ -138,14 +135,12 @@ def replayed_on_new_input(columns: int) -> list[dispatch.Call]:
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_reference_is_captured_in_a_cuda_graph() -> None:
     with pytest.warns(Dsv4Warning, match="no kernel"):
         assert [call.implementation for call in replayed_on_new_input(768)] == ["reference"]
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.skipif("DSV4_CACHE" not in os.environ, reason="needs a cache with kernels in $DSV4_CACHE")
 def test_kernel_is_captured_in_a_cuda_graph() -> None:
     dsv4.configure(cache=REAL_CACHE, missing="raise")
@@ -154,7 +149,6 @@ def test_kernel_is_captured_in_a_cuda_graph() -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_devices_must_agree() -> None:
     with pytest.raises(ContractError, match="weight: found device cpu; valid: cuda:0, the device of x"):
         dsv4.rms_norm(X.cuda(), W)

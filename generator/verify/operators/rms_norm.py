@@ -12,6 +12,7 @@ import torch
 
 from dsv4.generator.verify import metrics
 from dsv4.generator.verify.case import Case, OutputLayout, Value, Verdict
+from dsv4.generator.verify.judging import verdict
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.reference import rms_norm as reference
 
@@ -94,20 +95,7 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
         )
     if inexact > allowed:
         findings.append(f"y: {inexact} of {y.numel()} elements are not the correctly rounded ones; {allowed} may be so")
-    finite = torch.isfinite(expected)
-    ours = torch.where(finite, y.to(torch.float64), 0.0)
-    theirs = torch.where(finite, expected, 0.0)
-    rows = metrics.row_rel_l2(ours, theirs)
-    error = (ours - theirs).abs().nan_to_num(nan=math.inf)
-    return Verdict(
-        ok=not findings,
-        cosine=metrics.cosine(ours, theirs),
-        rel_l2=metrics.rel_l2(ours, theirs),
-        max_abs=float(error.max()) if error.numel() else 0.0,
-        worst_row=int(rows.argmax()) if rows.numel() else -1,
-        findings=tuple(findings),
-        detail={"inexact": inexact, "more_than_one_step": wrong, "elements": y.numel()},
-    )
+    return verdict(y, expected, findings, {"inexact": inexact, "more_than_one_step": wrong})
 
 
 def first_wrong(

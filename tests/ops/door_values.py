@@ -1,0 +1,28 @@
+"""What a call of a public function gave and wrote, as numbers, and whether two calls came out the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dsv4.runtime.pool import Pool
+from dsv4.runtime.reference.pages import read_rows
+from dsv4.runtime.weight import Quantized
+
+
+def values(result: Any, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    """The tensors of the result, dequantised, and the rows of the pools given, but for the scratch row."""
+    parts = result if isinstance(result, tuple) and not isinstance(result, Quantized) else (result,)
+    found = [part.dequantize() if isinstance(part, Quantized) else part.float() for part in parts if part is not None]
+    pools = [part for part in arguments if isinstance(part, Pool)]
+    return found + [read_rows(pool, torch.arange(pool.rows - 1, device=pool.device)) for pool in pools]
+
+
+def close(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """As many tensors, of the same shapes, each within a relative L2 error of 4e-3."""
+    assert len(got) == len(expected) > 0
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        error = float((one - other).norm() / other.norm())
+        assert error < 4e-3, f"{error}: a step of a code here and there is less"
