@@ -1,7 +1,7 @@
 """The kernel cache: which compiled kernel serves a request.
 
 ``<root>/kernels/<op>/<arch>/<key>/`` holds the artifacts, ``<root>/support/`` the support library and
-``<root>/choices/<op>.<arch>.json`` the winners of tuning. Manifests are read once, when an operator is first asked for.
+``<root>/tuned/<op>.<arch>.json`` the winners of tuning. Manifests are read once, when an operator is first asked for.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from dsv4.runtime.artifact import EVIDENCE_NAME, MANIFEST_NAME, MANIFEST_SCHEMA, RUNGS, Evidence, Manifest, Scalar
+from dsv4.runtime.artifact import (
+    EVIDENCE_NAME,
+    MANIFEST_NAME,
+    MANIFEST_SCHEMA,
+    RUNGS,
+    Evidence,
+    Manifest,
+    Scalar,
+    digest,
+)
 from dsv4.runtime.errors import ArtifactRefused, CacheRefused, say_once
 from dsv4.runtime.trust import untrusted
-
-Bucket = dict[str, tuple[int, int | None]]
+from dsv4.runtime.tuned import FAKE_DEVICE, Device, Entry, difference, first_problem, inside, merged, read_entries
 
 
 def default_root() -> Path:
@@ -53,7 +61,7 @@ class Artifact:
         try:
             manifest = Manifest.model_validate(raw)
         except ValidationError as error:
-            raise ArtifactRefused(f"{path}: {_first_problem(error)}") from None
+            raise ArtifactRefused(f"{path}: {first_problem(error)}") from None
         return cls(folder, manifest)
 
     @property
@@ -73,7 +81,7 @@ class Artifact:
         except FileNotFoundError:
             return Evidence()
         except (OSError, ValidationError) as error:
-            reason = _first_problem(error) if isinstance(error, ValidationError) else _one_line(error)
+            reason = first_problem(error) if isinstance(error, ValidationError) else _one_line(error)
             raise ArtifactRefused(f"{path}: {reason}") from None
 
     def failed_check(self) -> str | None:
@@ -83,24 +91,6 @@ class Artifact:
             if rung in newest and not newest[rung].ok:
                 return f"{self.folder}: the {rung} check on {newest[rung].device} failed at {newest[rung].when}"
         return None
-
-
-class Choice(BaseModel):
-    """One winner: for this device, these static dimensions, this variant and sizes in ``bucket`` take ``key``.
-
-    A bucket's bounds are inclusive; an upper bound of ``None`` is none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    device: str
-    dims: dict[str, int]
-    variant: dict[str, Scalar]
-    bucket: Bucket
-    key: str
-
-
-_CHOICES = TypeAdapter(list[Choice])
 
 
 class KernelCache:
@@ -114,7 +104,7 @@ class KernelCache:
         self.root = Path(root).expanduser().absolute() if root is not None else default_root().expanduser().absolute()
         self.refused: str | None = None
         self._artifacts: dict[tuple[str, str], tuple[Artifact, ...]] = {}
-        self._choices: dict[tuple[str, str], tuple[Choice, ...]] = {}
+        self._tuned: dict[tuple[str, str], tuple[Entry, ...]] = {}
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.refused = untrusted(self.root)
@@ -124,17 +114,17 @@ class KernelCache:
             say_once(f"kernel cache refused: {self.refused}")
 
     def refresh(self) -> None:
-        """Forget what was read, so that kernels built or chosen since are seen."""
+        """Forget what was read, so that kernels built or tuned since are seen."""
         self._artifacts.clear()
-        self._choices.clear()
+        self._tuned.clear()
 
     def folder(self, op: str, arch: str, key: str | None = None) -> Path:
         """Where artifacts of ``op`` for ``arch`` lie, or the one with ``key``."""
         parent = self.root / "kernels" / op / arch
         return parent if key is None else parent / key
 
-    def choices_path(self, op: str, arch: str) -> Path:
-        return self.root / "choices" / f"{op}.{arch}.json"
+    def tuned_path(self, op: str, arch: str) -> Path:
+        return self.root / "tuned" / f"{op}.{arch}.json"
 
     def kinds(self) -> tuple[tuple[str, str], ...]:
         """Every (op, arch) for which there is a folder of artifacts."""
@@ -149,17 +139,27 @@ class KernelCache:
             found = self._artifacts[op, arch] = tuple(self._read(op, arch))
         return found
 
-    def choices(self, op: str, arch: str) -> tuple[Choice, ...]:
-        """The winners of ``op`` for ``arch``; an unreadable file is said once and counts as none."""
-        found = self._choices.get((op, arch))
+    def tuned(self, op: str, arch: str) -> tuple[Entry, ...]:
+        """The tuned entries of ``op`` for ``arch``, the newest last; what cannot be believed is left out, said once."""
+        found = self._tuned.get((op, arch))
         if found is None:
+            entries: list[Entry] = []
             try:
-                found = tuple(self._read_choices(op, arch)) if not self.refused else ()
+                if not self.refused:
+                    entries, problems = read_entries(self.tuned_path(op, arch))
+                    for problem in problems:
+                        say_once(f"tuned entry refused, the default serves: {problem}")
             except CacheRefused as error:
-                say_once(f"tuned choices refused, defaults serve: {error}")
-                found = ()
-            self._choices[op, arch] = found
+                say_once(f"tuned entries refused, defaults serve: {error}")
+            found = self._tuned[op, arch] = tuple(entries)
         return found
+
+    def tuned_kinds(self) -> tuple[tuple[str, str], ...]:
+        """Every (op, arch) for which there is a file of tuned entries."""
+        if self.refused:
+            return ()
+        names = (path.stem.rpartition(".") for path in (self.root / "tuned").glob("[!.]*.json"))
+        return tuple(sorted((op, arch) for op, _, arch in names if op))
 
     def candidates(
         self,
@@ -169,20 +169,21 @@ class KernelCache:
         variant: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> list[Artifact]:
-        """Artifacts that may serve the request, the best first: the tuned choice, then the defaults.
+        """Artifacts that may serve the request, the best first: what was tuned, then the defaults.
 
         ``dims`` and ``sizes`` together give every dimension its size: an artifact fits if its static dimensions have
-        these sizes, its variant is ``variant`` and the sizes lie in its bucket. The newest choice that fits ``device``
-        wins; among defaults the one with more static dimensions, then the newer.
+        these sizes, its variant is ``variant`` and the sizes lie in its bucket. Of the entries for ``device`` a
+        measured one goes before a predicted one, then the newer; one that was tuned for such a device under other
+        conditions, or whose kernel is not here, is said once and does not serve. Among defaults the one with more
+        static dimensions wins, then the newer.
         """
         every = {**dims, **sizes}
         fitting = [a for a in self.artifacts(op, arch) if _fits(a.manifest, every, variant)]
         chosen: list[Artifact] = []
-        for choice in reversed(self.choices(op, arch)):
-            if choice.device == device and _agrees(choice, every, variant):
-                chosen += [a for a in fitting if a.manifest.key == choice.key and a not in chosen]
+        for entry in self._entries_for(op, arch, every, variant, device):
+            chosen += [a for a in fitting if a.manifest.key == entry.key and a not in chosen]
         defaults = [a for a in fitting if a.manifest.is_default and a not in chosen]
         return chosen + sorted(defaults, key=lambda a: -len(a.manifest.dims))
 
@@ -194,39 +195,89 @@ class KernelCache:
         variant: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> Artifact | None:
         """The first of ``candidates``, or ``None``."""
         found = self.candidates(op, arch, dims, variant, sizes, device=device)
         return found[0] if found else None
 
-    def choose(
-        self,
-        op: str,
-        arch: str,
-        *,
-        device: str,
-        dims: Mapping[str, int],
-        variant: Mapping[str, Scalar],
-        bucket: Mapping[str, tuple[int, int | None]],
-        key: str,
-    ) -> None:
-        """Make the artifact ``key`` the winner, in place of an earlier one for the same request; atomic.
+    def keep(self, entry: Entry) -> Entry:
+        """Keep a tuned entry, sealed, in place of an earlier one for the same question; atomic.
 
-        Raises ``CacheRefused`` where the cache is refused, there is no such artifact, or the file of choices cannot be
-        read (it is then left as it is).
+        A predicted entry does not replace a measured one. Returns the entry that now stands. Raises ``CacheRefused``
+        where the cache is refused, the measurements are made up, or the file holds what cannot be believed (it is then
+        left as it is).
         """
+        self._require_keepable([entry])
+        op, arch = entry.question.op, entry.question.arch
+        with self._tuned_file(op, arch) as known:
+            known[:] = merged(known, [entry.sealed()])
+        return next(other for other in known if other.question == entry.question)
+
+    def keep_all(self, entries: Sequence[Entry]) -> None:
+        """The same for many, sealed as they are; one write for each operator and arch."""
+        self._require_keepable(entries)
+        for op, arch in sorted({(entry.question.op, entry.question.arch) for entry in entries}):
+            mine = [entry for entry in entries if (entry.question.op, entry.question.arch) == (op, arch)]
+            with self._tuned_file(op, arch) as known:
+                known[:] = merged(known, mine)
+
+    def _require_keepable(self, entries: Sequence[Entry]) -> None:
         if self.refused:
             raise CacheRefused(self.refused)
-        if not (self.folder(op, arch, key) / MANIFEST_NAME).is_file():
-            raise CacheRefused(f"key: found {key!r}; valid: the key of an artifact in {self.folder(op, arch)}")
-        choice = Choice(device=device, dims=dict(dims), variant=dict(variant), bucket=dict(bucket), key=key)
-        path = self.choices_path(op, arch)
+        if any(entry.question.device.name == FAKE_DEVICE for entry in entries):
+            raise CacheRefused(f"device: found {FAKE_DEVICE!r}; valid: one that measures (nothing was kept)")
+
+    @contextlib.contextmanager
+    def _tuned_file(self, op: str, arch: str) -> Iterator[list[Entry]]:
+        """The file's entries, to be changed; what they then are is written when the context ends well."""
+        path = self.tuned_path(op, arch)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            kept = [other for other in self._read_choices(op, arch) if not _same_request(other, choice)]
-            _replace(path, _CHOICES.dump_json([*kept, choice], indent=1) + b"\n")
-        self._choices.pop((op, arch), None)
+            known, problems = read_entries(path)
+            if problems:
+                raise CacheRefused(problems[0])
+            yield known
+            _replace(path, json.dumps([entry.model_dump(mode="json") for entry in known], indent=1).encode() + b"\n")
+        self._tuned.pop((op, arch), None)
+
+    def checksum(self) -> str:
+        """What ranks compare to know that the same kernels will serve them: a sha256 over every tuned entry, and over
+        every artifact's files in the order in which they would be taken."""
+        kinds = sorted({*self.kinds(), *self.tuned_kinds()})
+        return digest(
+            [[op, arch, [entry.sha256 for entry in self.tuned(op, arch)], self._served(op, arch)] for op, arch in kinds]
+        )
+
+    def _served(self, op: str, arch: str) -> list[list[object]]:
+        tuned = {entry.key for entry in self.tuned(op, arch)}
+        return [
+            [artifact.manifest.key, artifact.manifest.files]
+            for artifact in self.artifacts(op, arch)
+            if artifact.manifest.is_default or artifact.manifest.key in tuned
+        ]
+
+    def _entries_for(
+        self, op: str, arch: str, sizes: Mapping[str, int], variant: Mapping[str, Scalar], device: Device | None
+    ) -> list[Entry]:
+        """Entries that may serve, the best first."""
+        found = []
+        kernels = {artifact.manifest.key: artifact.manifest for artifact in self.artifacts(op, arch)}
+        for entry in reversed(self.tuned(op, arch)):
+            if device is None or not entry.question.serves(sizes, variant):
+                continue
+            if entry.question.device != device:
+                if entry.question.device.name == device.name:
+                    apart = difference(entry.question.device, device)
+                    say_once(f"tuned entry {entry.name} does not serve: {apart}; valid: tune it here")
+                continue
+            manifest = kernels.get(entry.key)
+            missing = "its kernel is not in the cache" if manifest is None else entry.mismatch(manifest)
+            if missing:
+                say_once(f"tuned entry {entry.name} does not serve: {missing}; valid: build it, or tune anew")
+                continue
+            found.append(entry)
+        return sorted(found, key=lambda entry: entry.source != "measured")
 
     def _read(self, op: str, arch: str) -> list[Artifact]:
         if self.refused:
@@ -236,11 +287,18 @@ class KernelCache:
         except FileNotFoundError:
             return []
         found = []
+        chosen = {entry.key for entry in self.tuned(op, arch)}
         for folder in folders:
             if not folder.is_dir():
                 continue
             try:
-                found.append(self._read_one(folder, op, arch))
+                artifact = self._read_one(folder, op, arch)
+                if reason := artifact.failed_check():
+                    # A candidate that failed while it was tuned was never to serve: that it does not is no news.
+                    if artifact.manifest.is_default or artifact.manifest.key in chosen:
+                        raise ArtifactRefused(reason)
+                    continue
+                found.append(artifact)
             except (ArtifactRefused, OSError) as error:
                 say_once(f"kernel refused: {_one_line(error)}")
         return sorted(found, key=lambda a: (a.modified_ns, a.manifest.key), reverse=True)
@@ -254,47 +312,15 @@ class KernelCache:
         said, lies = (manifest.op, manifest.arch, manifest.key), (op, arch, folder.name)
         if said != lies:
             raise ArtifactRefused(f"{folder}: found a manifest of {'/'.join(said)}; valid: {'/'.join(lies)}")
-        if reason := artifact.failed_check():
-            raise ArtifactRefused(reason)
         return artifact
-
-    def _read_choices(self, op: str, arch: str) -> list[Choice]:
-        path = self.choices_path(op, arch)
-        try:
-            if reason := untrusted(path.parent) or untrusted(path):
-                raise CacheRefused(reason)
-            return _CHOICES.validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return []
-        except ValidationError as error:
-            raise CacheRefused(f"{path}: {_first_problem(error)}") from None
 
 
 def _fits(manifest: Manifest, sizes: Mapping[str, int], variant: Mapping[str, Scalar]) -> bool:
     return (
         all(sizes.get(name) == size for name, size in manifest.dims.items())
         and manifest.variant == dict(variant)
-        and _inside(manifest.bucket, sizes)
+        and inside(manifest.bucket, sizes)
     )
-
-
-def _agrees(choice: Choice, sizes: Mapping[str, int], variant: Mapping[str, Scalar]) -> bool:
-    return (
-        all(sizes.get(name) == size for name, size in choice.dims.items())
-        and choice.variant == dict(variant)
-        and _inside(choice.bucket, sizes)
-    )
-
-
-def _inside(bucket: Bucket, sizes: Mapping[str, int]) -> bool:
-    return all(
-        name in sizes and low <= sizes[name] and (high is None or sizes[name] <= high)
-        for name, (low, high) in bucket.items()
-    )
-
-
-def _same_request(one: Choice, other: Choice) -> bool:
-    return one.model_copy(update={"key": ""}) == other.model_copy(update={"key": ""})
 
 
 @contextlib.contextmanager
@@ -322,9 +348,3 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{where}: found {problem['input']!r:.60}; valid: {problem['msg']}"

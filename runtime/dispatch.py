@@ -21,6 +21,7 @@ from dsv4.runtime import loader, settings
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.errors import ArtifactRefused, KernelMissing, forget_said, say_once
+from dsv4.runtime.identity import device_identity
 from dsv4.runtime.warm import tiny_arguments
 
 Entry = Callable[..., Any]
@@ -256,8 +257,8 @@ def serve(request: Request) -> Loaded | None:
     what = f"{request.op} on {request.device} ({arch or f'compute capability {capability}'}), {wanted}"
     cache = current_cache()
     if arch is not None:
-        name = torch.cuda.get_device_name(request.device)
-        for artifact in cache.candidates(request.op, arch, request.dims, request.variant, request.sizes, device=name):
+        here = device_identity(_index(request.device))
+        for artifact in cache.candidates(request.op, arch, request.dims, request.variant, request.sizes, device=here):
             try:
                 return _load(artifact, request.device, capability)
             except ArtifactRefused as error:
@@ -268,6 +269,10 @@ def serve(request: Request) -> Loaded | None:
     static = {**request.dims, **request.variant}
     say_once(f"{request.op} on {request.device} ({arch}), {static}: no kernel in {cache.root}; PyTorch serves instead")
     return None
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def without_kernel(request: Request) -> None:
@@ -304,7 +309,7 @@ def warmup(ops: list[str] | tuple[str, ...] | None = None, *, device: torch.devi
     """Load every kernel that may serve ``device`` (default: the current CUDA device) and run it once.
 
     Done before a CUDA graph is captured. ``ops`` restricts it to these operators. Kernels that may serve are the
-    defaults and the tuned choices. Returns the names of the artifacts; an empty list where there is no GPU. Artifacts
+    defaults and what was tuned here. Returns the names of the artifacts; an empty list where there is no GPU. Artifacts
     that are refused are said once.
     """
     if not torch.cuda.is_available():
@@ -312,14 +317,14 @@ def warmup(ops: list[str] | tuple[str, ...] | None = None, *, device: torch.devi
     place = torch.device(device) if device is not None else torch.device("cuda", torch.cuda.current_device())
     capability = torch.cuda.get_device_capability(place)
     arch = ARCH_OF_CAPABILITY.get(capability)
-    name = torch.cuda.get_device_name(place)
+    here = device_identity(_index(place))
     warmed = []
     with _state.lock:
         cache = current_cache()
         for op, built_for in cache.kinds():
             if built_for != arch or (ops is not None and op not in ops):
                 continue
-            chosen = {choice.key for choice in cache.choices(op, arch) if choice.device == name}
+            chosen = {entry.key for entry in cache.tuned(op, arch) if entry.question.device == here}
             for artifact in cache.artifacts(op, arch):
                 if artifact.manifest.is_default or artifact.manifest.key in chosen:
                     try:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from dsv4.generator.kernel import KernelPlan
+from dsv4.generator.resources import Refused
 from dsv4.runtime.artifact import canonical_json
-from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.cache import Artifact, KernelCache
+from dsv4.tuner.space import Config, Space
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Built:
 class Builder(Protocol):
     """Has kernels ready for measuring."""
 
-    def available(self, plans: list[KernelPlan]) -> list[KernelPlan]:
-        """Those of ``plans`` that this builder can provide at all."""
+    def only(self, space: Space) -> list[Config] | None:
+        """The configurations of ``space`` that this builder can provide; None if it can provide any."""
 
     def build(self, plans: Sequence[KernelPlan], progress: Callable[[Built], None]) -> list[Built]:
         """One result per plan, in their order."""
@@ -37,8 +39,8 @@ class Compiler:
     def __init__(self, cache: KernelCache, jobs: int | None) -> None:
         self.cache, self.jobs = cache, jobs
 
-    def available(self, plans: list[KernelPlan]) -> list[KernelPlan]:
-        return plans
+    def only(self, space: Space) -> list[Config] | None:
+        return None
 
     def build(self, plans: Sequence[KernelPlan], progress: Callable[[Built], None]) -> list[Built]:
         from dsv4.generator.build import build  # here: a machine that only measures has no compiler
@@ -58,8 +60,16 @@ class Prebuilt:
     def __init__(self, cache: KernelCache) -> None:
         self.cache = cache
 
-    def available(self, plans: list[KernelPlan]) -> list[KernelPlan]:
-        return [plan for plan in plans if self._find(plan)]
+    def only(self, space: Space) -> list[Config] | None:
+        planner = space.planner
+        found = []
+        for artifact in self.cache.artifacts(planner.spec.op, planner.arch):
+            config = artifact.manifest.config
+            if set(config) == set(space.names) and space.nearest(config) == config:
+                plan = space.plan(config)
+                if not isinstance(plan, Refused) and _is_of(artifact, plan):
+                    found.append(plan.config)
+        return found
 
     def build(self, plans: Sequence[KernelPlan], progress: Callable[[Built], None]) -> list[Built]:
         found = []
@@ -70,10 +80,10 @@ class Prebuilt:
         return found
 
     def _find(self, plan: KernelPlan) -> Path | None:
-        wanted = canonical_json(plan.identity)
-        for artifact in self.cache.artifacts(plan.op, plan.arch):
-            manifest = artifact.manifest
-            identity = {name: getattr(manifest, name) for name in plan.identity}
-            if manifest.spec_sha256 == plan.spec_sha256 and canonical_json(identity) == wanted:
-                return artifact.folder
-        return None
+        return next((each.folder for each in self.cache.artifacts(plan.op, plan.arch) if _is_of(each, plan)), None)
+
+
+def _is_of(artifact: Artifact, plan: KernelPlan) -> bool:
+    manifest = artifact.manifest
+    identity = {name: getattr(manifest, name) for name in plan.identity}
+    return manifest.spec_sha256 == plan.spec_sha256 and canonical_json(identity) == canonical_json(plan.identity)

@@ -20,14 +20,17 @@ from typing import Any
 import torch
 
 from dsv4.generator.verify import Case, cases, run_case, workload
+from dsv4.generator.verify.case import PoisonedOutputs
 from dsv4.generator.verify.run import bind
 from dsv4.runtime.artifact import Contract, Manifest
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.loader import load
 from dsv4.tuner import timing
-from dsv4.tuner.protocol import Event, EventKind, Request
+from dsv4.tuner.halving import survivors
+from dsv4.tuner.protocol import Event, EventKind, Request, score_us
 
 DEVICE = "cuda"
+DETERMINISM_CALLS = 3
 DEVICE_FAILED = 3
 """Exit code after a CUDA error."""
 
@@ -65,8 +68,23 @@ def check(kernel: Kernel, manifest: Manifest, seed: int) -> dict[str, Any]:
         "cosine": min(verdict.cosine for _, verdict in verdicts),
         "rel_l2": max(verdict.rel_l2 for _, verdict in verdicts),
         "max_abs": max(verdict.max_abs for _, verdict in verdicts),
+        "deterministic": not findings and is_deterministic(kernel, manifest.contract, verdicts[-1][0]),
         "findings": findings,
     }
+
+
+def is_deterministic(kernel: Kernel, contract: Contract, case: Case) -> bool:
+    """Whether three calls with the same inputs leave the same bits. That one case does so proves nothing; that it does
+    not is certain."""
+    seen = []
+    for _ in range(DETERMINISM_CALLS):
+        outputs = PoisonedOutputs(case.outputs, case.device)
+        changed = {name: value.clone() for name, value in case.inouts.items()}
+        kernel(*bind(contract, {**case.inputs, **outputs.views, **changed}))
+        written = {**outputs.views, **changed}
+        flat = {name: tensor.clone(memory_format=torch.contiguous_format).flatten() for name, tensor in written.items()}
+        seen.append({name: tensor.view(torch.uint8) for name, tensor in flat.items()})
+    return all(torch.equal(first, each[name]) for each in seen[1:] for name, first in seen[0].items())
 
 
 def replayed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int) -> timing.Replayed:
@@ -81,35 +99,47 @@ def replayed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: in
 def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
     """Answer ``request``; a CUDA error ends it with ``torch.AcceleratorError`` after it was reported."""
     if request.compare:
-        first, second = (Artifact.read(Path(folder)) for folder in request.artifacts)
-        kernels = load_kernel(first), load_kernel(second)
-        answer.say("begin", request.artifacts[1])
-        for sizes in request.sizes:
-            both = [
-                replayed(kernel, artifact.manifest, sizes, request.seed)
-                for kernel, artifact in zip(kernels, (first, second), strict=True)
-            ]
-            answer.say("compared", request.artifacts[1], **timing.compare(both[0], both[1], sizes, request.rounds))
-            del both
+        compare(request, answer, load_kernel)
         return
-    for folder in request.artifacts:
-        answer.say("begin", folder)
-        try:
-            artifact = Artifact.read(Path(folder))
-            kernel = load_kernel(artifact)
-            if request.check:
-                outcome = check(kernel, artifact.manifest, request.seed)
-                answer.say("checked", folder, **outcome)
-                if not outcome["ok"]:
-                    continue
-            for sizes in request.sizes:
-                run = replayed(kernel, artifact.manifest, sizes, request.seed)
-                answer.say("measured", folder, **timing.measure(run, sizes, request.rounds).model_dump())
-                del run
-        except Exception as error:
-            answer.say("failed", folder, error=one_line(error))
-            if not device_is_well():
-                raise
+    going_on, check_them = list(request.artifacts), request.check
+    for number, rounds in enumerate(request.rungs):
+        scores_us: dict[str, float] = {}
+        for folder in going_on:
+            answer.say("begin", folder)
+            try:
+                artifact = Artifact.read(Path(folder))
+                kernel = load_kernel(artifact)
+                if check_them and number == 0:
+                    outcome = check(kernel, artifact.manifest, request.seed)
+                    answer.say("checked", folder, **outcome)
+                    if not outcome["ok"]:
+                        continue
+                timings = []
+                for sizes in request.sizes:
+                    run = replayed(kernel, artifact.manifest, sizes, request.seed)
+                    timings.append(timing.measure(run, sizes, rounds))
+                    answer.say("measured", folder, **timings[-1].model_dump())
+                    del run
+                scores_us[folder] = score_us(timings) if timings else 0.0
+            except Exception as error:
+                answer.say("failed", folder, error=one_line(error))
+                if not device_is_well():
+                    raise
+        going_on = survivors(scores_us, request.incumbent_us)
+
+
+def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
+    """Time two kernels in turn at each of the sizes."""
+    first, second = (Artifact.read(Path(folder)) for folder in request.artifacts)
+    kernels = load_kernel(first), load_kernel(second)
+    answer.say("begin", request.artifacts[1])
+    for sizes in request.sizes:
+        both = [
+            replayed(kernel, artifact.manifest, sizes, request.seed)
+            for kernel, artifact in zip(kernels, (first, second), strict=True)
+        ]
+        answer.say("compared", request.artifacts[1], **timing.compare(both[0], both[1], sizes, request.rungs[-1]))
+        del both
 
 
 def device_is_well() -> bool:

@@ -5,6 +5,8 @@ One JSON object a line, appended to a file and flushed: whatever happens to the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,8 +23,10 @@ class Request(_Strict):
     """Work for one worker process.
 
     ``artifacts`` are folders of compiled kernels. Each is checked against the reference (``check``), and those that
-    pass are timed at each of ``sizes``. With ``compare`` there are exactly two artifacts, which are not checked but
-    timed in alternating rounds at each of ``sizes``.
+    pass are timed at each of ``sizes`` by successive halving: with the rounds of the first of ``rungs`` all of them,
+    with those of the next the ones that ``halving.survivors`` keeps beside ``incumbent_us`` (the geometric mean over
+    ``sizes`` of the best known so far). With ``compare`` there are exactly two artifacts, which are not checked but
+    timed in alternating rounds, ``rungs[-1]`` of them, at each of ``sizes``.
     """
 
     artifacts: tuple[str, ...]
@@ -30,7 +34,8 @@ class Request(_Strict):
     check: bool = True
     compare: bool = False
     seed: int = 0
-    rounds: int = Field(default=15, ge=3)
+    rungs: tuple[int, ...] = Field(default=(15,), min_length=1)
+    incumbent_us: float | None = None
     device_index: int = 0
 
 
@@ -52,3 +57,13 @@ class Timing(_Strict):
     rounds: int
     input_copies: int
     """How many copies of the inputs the calls rotate through, so that the L2 cache does not hold the next one's."""
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive numbers; what scores over several shapes are."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def score_us(timings: Sequence[Timing]) -> float:
+    """One number for a configuration: the geometric mean of its medians over the shapes."""
+    return geometric_mean([timing.median_us for timing in timings])

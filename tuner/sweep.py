@@ -1,95 +1,75 @@
-"""The sweep: propose, compile, check, measure, remember; at the end keep the winner if it is one.
+"""The sweep: propose, claim, compile, check, measure, tell; at the end keep the winner if it is one.
 
-Everything that was learnt is on disk the moment it is known (the study's journal, the artifacts' evidence), so that an
-interrupted sweep goes on where it ended.
+Everything that was learnt is on disk the moment it is known (the study's storage, the artifacts' evidence), so that an
+interrupted or killed sweep goes on where it ended, and several processes may work on one study.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from dsv4.generator.build.evidence import add_check, add_measurement, new_check
-from dsv4.generator.console import CheckFailed, UsageError
+from optuna.storages import BaseStorage
+
+from dsv4.generator.console import CheckFailed
 from dsv4.generator.kernel import KernelPlan
+from dsv4.generator.resources import Refused
 from dsv4.runtime.artifact import digest
-from dsv4.runtime.cache import KernelCache
-from dsv4.tuner import worker
-from dsv4.tuner.builders import Builder, Built
-from dsv4.tuner.protocol import Request, Sizes, Timing
-from dsv4.tuner.search import Search
-from dsv4.tuner.target import Target, spelled
+from dsv4.runtime.cache import Artifact, KernelCache
+from dsv4.tuner import decide, worker
+from dsv4.tuner.bench import Bench, Measured, Measurer, Preflight
+from dsv4.tuner.budget import Meter
+from dsv4.tuner.builders import Builder
+from dsv4.tuner.choose import finalist
+from dsv4.tuner.encoding import Encoding
+from dsv4.tuner.propose import Proposer, Seen
+from dsv4.tuner.protocol import Timing
+from dsv4.tuner.question import Settings, about, journal_path, require_writable, study_name
+from dsv4.tuner.space import Config, Space
+from dsv4.tuner.storage import DATABASE_ERRORS, database_words, open_storage
+from dsv4.tuner.study import Claim, Study
+from dsv4.tuner.target import Target
+from dsv4.tuner.tried import Tried, spelled
 
-SLOWER_MAX = 1.01
-"""A winner may be this much slower at one of the measured shapes (what re-measurement resolves), never over all."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop: after so many configurations, or after so many seconds."""
-
-    configurations: int | None = None
-    seconds: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """``40`` configurations, or ``90s``, ``10m``, ``1.5h``. Raises UsageError."""
-        if re.fullmatch(r"[1-9]\d*", text):
-            return cls(configurations=int(text))
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-        if not match or float(match[1]) == 0:
-            raise UsageError(
-                f"--budget: found '{text}'; valid: a number of configurations (40) or a time (90s, 10m, 1h)"
-            )
-        return cls(seconds=float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
-
-
-class Measurer(Protocol):
-    """Answers requests on the GPU (``worker.run``)."""
-
-    def __call__(
-        self, request: Request, *, limit_s: float, progress: Callable[[worker.Outcome], None] = ...
-    ) -> list[worker.Outcome]: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to sweep. ``sizes`` are the shapes to measure, ``limit_s`` what one kernel may take for check and timing."""
-
-    device: str
-    sizes: tuple[Sizes, ...]
-    budget: Budget
-    batch: int = 8
-    seed: int = 0
-    rounds: int = 15
-    compare_rounds: int = 41
-    limit_s: float = 60.0
-    bucket: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+POLL_S = 0.5
+"""Between looks at whether another worker has died, while it holds the last configurations."""
 
 
 @dataclass
 class Result:
     """What a sweep found. ``speedup`` is default / winner by the geometric mean over the shapes."""
 
+    study: str
     tried: int
+    slow: int
     failed: list[dict[str, Any]]
     default: dict[str, Any]
     best: dict[str, Any]
     chosen: bool
     why: str
+    ended: str
     speedup: float = 1.0
-    ratios: list[dict[str, Any]] = field(default_factory=list)
+    compared: list[dict[str, Any]] = field(default_factory=list)
+    entry: str | None = None
     interrupted: bool = False
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How a sweep stands, for whoever watches: the outcomes so far in their order, and what it is at (``doing``)."""
+
+    meter: Meter
+    default_us: float
+    tried: Sequence[Tried]
+    doing: str
+    refused: int
+
+
+GOES_ON = "what was measured is kept, the same command goes on from there"
 Say = Callable[[str], None]
-Preflight = Callable[[Path], list[str]]
-"""Findings of an artifact that keep it from a GPU (``dsv4.generator.verify.emulator.preflight``)."""
+Watch = Callable[[Standing], None]
 
 
 def sweep(
@@ -99,206 +79,229 @@ def sweep(
     cache: KernelCache,
     builder: Builder,
     measure: Measurer = worker.run,
+    storage: BaseStorage | None = None,
     say: Say = lambda text: None,
+    watch: Watch = lambda standing: None,
     preflight: Preflight | None = None,
+    seeds: Sequence[Config] = (),
 ) -> Result:
-    """Tune ``target`` on this machine's GPU; something better than the default is chosen in ``cache``.
+    """Tune ``target`` on this machine's GPU; something better than the default is kept in ``cache``.
 
-    With ``preflight`` a configuration that has findings there is never run on the GPU, and its artifact's evidence
-    says so.
+    ``storage`` holds the study (None: a journal in the cache). With ``preflight`` a configuration that has findings
+    there is never run on the GPU, and its artifact's evidence says so. ``seeds`` are tried after the default.
 
-    Raises CheckFailed if the default itself cannot be built, is wrong or cannot be measured: there is then nothing to
-    compare with. After an interrupt the result says so, and nothing is chosen.
+    Raises CheckFailed if the default itself cannot be built, is wrong or cannot be measured (there is then nothing to
+    compare with) and if the disk is full or the storage fails; UsageError for an empty space and for a cache that
+    cannot be written. After an interrupt the result says so, and nothing is kept as a winner.
     """
-    default = target.default()
-    plans, _ = target.configurations()
-    plans = builder.available(plans)
-    bench = _Bench(settings, builder, measure, say, preflight)
-    (baseline,) = bench.outcomes([default])
-    if baseline.failure:
-        raise CheckFailed(
-            f"the default of {target.op} on {target.arch} fails, tune it when it is right: {baseline.failure}"
-        )
-    name = study_name(default, target, settings, baseline.artifact)
-    journal = cache.root / "studies" / f"{target.op}.{target.arch}.journal"
-    search = Search(journal, name, plans, default, settings.seed)
-    before = len(search.tried())
-    if before:
-        say(f"going on with a study of {before} configurations")
-    interrupted = False
+    require_writable(cache)
+    space = target.space()
     try:
-        _explore(search, bench, settings, baseline, say)
-    except KeyboardInterrupt:
-        interrupted = True
-    result = _summary(search, baseline)
-    result.interrupted = interrupted
-    if interrupted:
-        result.why = "interrupted: what was measured is kept, the same command goes on from there"
-        return result
-    return _decide(result, target, settings, cache, bench, measure)
+        return _sweep(target, space, settings, cache, builder, measure, storage, say, watch, preflight, seeds)
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or cache.root})"
+        raise CheckFailed(f"{reason}: {GOES_ON}") from error
+    except DATABASE_ERRORS as error:
+        raise CheckFailed(f"the study's storage failed ({database_words(error):.160}): {GOES_ON}") from error
 
 
-def study_name(default: KernelPlan, target: Target, settings: Settings, default_artifact: Path) -> str:
-    """One study for one question: the compiled default's key stands for template, spec and toolchain."""
-    question = [
-        default.dims, default.variant, target.pinned,
-        settings.device, list(settings.sizes), default_artifact.name,
-    ]  # fmt: skip
-    return f"{target.op}.{target.arch}.{digest(question)[:16]}"
+def _sweep(
+    target: Target,
+    space: Space,
+    settings: Settings,
+    cache: KernelCache,
+    builder: Builder,
+    measure: Measurer,
+    storage: BaseStorage | None,
+    say: Say,
+    watch: Watch,
+    preflight: Preflight | None,
+    seeds: Sequence[Config],
+) -> Result:
+    default = target.default()
+    bench = Bench(
+        builder, measure, settings.sizes, settings.device.name, settings.seed, settings.rounds, settings.limit_s,
+        preflight, evidence=not settings.is_fake, retry=settings.retry_quarantined,
+    )  # fmt: skip
+    (built,) = builder.build([default], lambda one: None)
+    name = study_name(target, default, settings, built.artifact.name if built.artifact else "")
+    if storage is None:
+        storage = open_storage(journal_path(cache, target, settings.is_fake))
+    encoding = Encoding(space)
+    study = Study(
+        storage, name, encoding, about=lambda: about(target, default, settings, space), lost_max=settings.lost_max
+    )
+    run = _Run(target, space, settings, study, bench, default, say, watch)
+    ended, interrupted = "", False
+    with study.attended():
+        seed = settings.seed + study.company()  # workers of one seed would propose the same
+        run.proposer = Proposer(space, default, settings.sampler, seed, seeds, only=builder.only(space))
+        baseline = run.baseline()
+        if before := len(study.tried()):
+            say(f"going on with a study of {before} configurations")
+        try:
+            ended = run.explore(baseline)
+        except KeyboardInterrupt:
+            interrupted, ended = True, "it was interrupted"
+        result = run.summary(baseline, ended)
+        if interrupted:
+            result.interrupted = True
+            result.why = "interrupted: what was measured is kept, the same command goes on from there"
+            return result
+        if others := study.others():
+            result.why = f"{others} configurations are still with other workers; the last one to finish decides"
+            return result
+        return run.decide(result, baseline, cache)
 
 
-@dataclass
-class _Measured:
-    """A configuration with its artifact and either timings or a failure."""
+class _Run:
+    """One process's part in a study."""
 
-    plan: KernelPlan
-    artifact: Path
-    timings: tuple[Timing, ...]
-    failure: str | None
-
-    @property
-    def score_us(self) -> float:
-        return geometric_mean([timing.median_us for timing in self.timings])
-
-
-class _Bench:
-    """Builds and measures batches, and writes the evidence."""
+    proposer: Proposer
 
     def __init__(
-        self, settings: Settings, builder: Builder, measure: Measurer, say: Say, preflight: Preflight | None = None
+        self,
+        target: Target,
+        space: Space,
+        settings: Settings,
+        study: Study,
+        bench: Bench,
+        default: KernelPlan,
+        say: Say,
+        watch: Watch,
     ) -> None:
-        self.settings, self.builder, self.measure, self.say = settings, builder, measure, say
-        self.preflight = preflight
+        self.target, self.space, self.settings, self.study = target, space, settings, study
+        self.bench, self.default, self.say, self.watch = bench, default, say, watch
+        self.meter = Meter(settings.budget)
+        self._learnt: set[str] = set()
 
-    def outcomes(self, plans: Sequence[KernelPlan]) -> list[_Measured]:
-        built = self.builder.build(plans, lambda one: None)
-        grounded = {str(one.artifact): self._grounded(one.artifact) for one in built if one.artifact}
-        ready = {str(one.artifact): one for one in built if one.artifact and not grounded[str(one.artifact)]}
-        outcomes: dict[str, worker.Outcome] = {}
-        if ready:
-            request = Request(
-                artifacts=tuple(ready),
-                sizes=self.settings.sizes,
-                seed=self.settings.seed,
-                rounds=self.settings.rounds,
+    def baseline(self) -> Measured:
+        """The default, as the study knows it or measured now. Raises CheckFailed where it fails."""
+        for tried in self.study.tried():
+            if tried.config == self.default.config and tried.score_us is not None and not tried.is_slow:
+                return self._again(tried)
+        (baseline,) = self.bench.outcomes([self.default])
+        if baseline.failure:
+            raise CheckFailed(
+                f"the default of {self.target.op} on {self.target.arch} fails, tune it when it is right: "
+                f"{baseline.failure}"
             )
-            found = self.measure(request, limit_s=self.settings.limit_s, progress=self._record)
-            outcomes = {outcome.artifact: outcome for outcome in found}
-        return [self._measured(one, outcomes.get(str(one.artifact)), grounded.get(str(one.artifact))) for one in built]
+        return baseline
 
-    def _grounded(self, artifact: Path) -> str | None:
-        """Why an artifact must not run on the GPU, or ``None``; a finding becomes evidence."""
-        findings = self.preflight(artifact) if self.preflight else []
-        if not findings:
-            return None
-        add_check(
-            artifact, new_check("emulator", False, findings=findings[:8], seed=self.settings.seed, by="preflight")
+    def _again(self, tried: Tried) -> Measured:
+        (built,) = self.bench.builder.build([self.default], lambda one: None)
+        if built.artifact is None:
+            raise CheckFailed(f"the default of {self.target.op} on {self.target.arch} fails: {built.error}")
+        timings = tuple(Timing.model_validate(timing) for timing in tried.detail["timings"])
+        return Measured(self.default, built.artifact, timings)
+
+    def explore(self, baseline: Measured) -> str:
+        """Batches until the budget is spent or the space is; why it ended, in words."""
+        while True:
+            tried = self._learn()
+            self._show(baseline, tried, "choosing")
+            scores = [each.score_us for each in tried]
+            free = self.study.recover()
+            if why := self.meter.over(scores, len(self.study.taken())):
+                return why
+            claims, is_exhausted = self._claim(free)
+            if not claims:
+                if self.study.others():
+                    time.sleep(POLL_S)
+                elif is_exhausted:
+                    return "every configuration of the space has been tried"
+                continue
+            self._show(baseline, tried, f"{len(claims)} configurations")
+            try:
+                self._measure(claims, baseline, tried)
+            except BaseException:
+                for claim, _ in claims:
+                    self.study.release(claim)
+                raise
+
+    def _learn(self) -> list[Tried]:
+        tried = self.study.tried()
+        fresh = [each for each in tried if each.key not in self._learnt]
+        self._learnt.update(each.key for each in fresh)
+        self.proposer.learn(Seen(each.config, each.score_us, rounds=1 if each.is_slow else 2, of=2) for each in fresh)
+        return tried
+
+    def _claim(self, free: Sequence[Config]) -> tuple[list[tuple[Claim, KernelPlan]], bool]:
+        """Up to a batch, first what was given up by others; and whether there is nothing more to propose."""
+        budget = self.settings.budget.configurations
+        taken = self.study.taken()
+        claims: list[tuple[Claim, KernelPlan]] = []
+        wanted = list(free)
+        misses = 0
+        while len(claims) < self.settings.batch and misses < self.settings.batch:
+            if budget is not None and len(taken) >= budget:
+                break
+            plan = self.space.plan(wanted.pop(0)) if wanted else self.proposer.next(taken)
+            if plan is None:
+                return claims, True
+            if isinstance(plan, Refused):
+                continue
+            claim = self.study.claim(plan.config, limit=budget)
+            taken.add(Tried(plan.config, None).key)
+            if claim is None:
+                misses += 1
+                continue
+            claims.append((claim, plan))
+        return claims, False
+
+    def _measure(self, claims: Sequence[tuple[Claim, KernelPlan]], baseline: Measured, tried: Sequence[Tried]) -> None:
+        best_us = min([baseline.score_us, *(each.score_us for each in tried if each.score_us and not each.is_slow)])
+        fresh = [plan for _, plan in claims if plan.config != baseline.plan.config]
+        results = [baseline, *(self.bench.outcomes(fresh, best_us) if fresh else [])]
+        by_config = {digest(each.plan.config): each for each in results}
+        for claim, plan in claims:
+            each = by_config[digest(plan.config)]
+            counts = self.study.tell(claim, each.tried(), each.rungs)
+            outcome = each.failure or f"{each.score_us:.2f} µs{', given up as slow' if each.is_slow else ''}"
+            self.say(f"{claim.number + 1}: {spelled(plan.config)}: {outcome}{'' if counts else ' (too late)'}")
+
+    def _show(self, baseline: Measured, tried: Sequence[Tried], doing: str) -> None:
+        self.watch(Standing(self.meter, baseline.score_us, tried, doing, self.space.tally().refused))
+
+    def summary(self, baseline: Measured, ended: str) -> Result:
+        tried = self.study.tried()
+        best = finalist(tried, self.default.config)
+        default = decide.as_default(baseline)
+        winner = {name: default[name] for name in ("config", "key", "us")}
+        if best is not None and best.score_us is not None and best.score_us < baseline.score_us:
+            winner = {"config": best.config, "key": best.detail["artifact"], "us": best.score_us}
+        failed = [{"config": each.config, "why": each.failure} for each in tried if each.failure]
+        why = "the default is the fastest that was found"
+        slow = sum(each.is_slow for each in tried)
+        return Result(self.study.name, len(tried), slow, failed, default, winner, False, why, ended)
+
+    def decide(self, result: Result, baseline: Measured, cache: KernelCache) -> Result:
+        """Measure winner and default again, in turn in one process; keep the winner if it still wins."""
+        if result.best["config"] == self.default.config:
+            return result
+        winner = self.space.plan(result.best["config"])
+        assert not isinstance(winner, Refused)
+        verdict, artifact = decide.compare(self.bench, self.default, winner, self.settings.compare_rounds)
+        result.compared, result.speedup, result.why = verdict.compared, verdict.speedup, verdict.why
+        if not verdict.wins or artifact is None:
+            return result
+        if self.settings.is_fake:
+            result.why = f"{verdict.why}; the times are made up, so nothing is kept"
+            return result
+        tried = self.study.tried()
+        entry = decide.entry(
+            Artifact.read(artifact).manifest,
+            device=self.settings.device,
+            bucket=self.settings.bucket,
+            policy=self.settings.policy,
+            verdict=verdict,
+            winner=next(each for each in tried if each.config == winner.config),
+            default=result.default,
+            tried=tried,
+            refused=self.study.about().get("refused", {}),
+            study=self.study.name,
         )
-        return f"emulator: {findings[0]}"
-
-    def _measured(self, one: Built, outcome: worker.Outcome | None, grounded: str | None) -> _Measured:
-        if grounded and one.artifact is not None:
-            return _Measured(one.plan, one.artifact, (), grounded)
-        if outcome is None or one.artifact is None:
-            return _Measured(one.plan, Path(), (), f"compile: {one.error}")
-        failure = outcome.failure
-        if failure is None and len(outcome.timings) != len(self.settings.sizes):
-            failure = f"measured at {len(outcome.timings)} of {len(self.settings.sizes)} shapes"
-        return _Measured(one.plan, one.artifact, tuple(outcome.timings), failure)
-
-    def _record(self, outcome: worker.Outcome) -> None:
-        """Evidence beside the artifact: a check that was made, or a kernel that hung or faulted in it."""
-        folder = Path(outcome.artifact)
-        device = outcome.device or self.settings.device
-        if outcome.checked:
-            detail = {**outcome.checked, "findings": outcome.checked["findings"][:8], "seed": self.settings.seed}
-            add_check(folder, new_check("gpu", bool(detail.pop("ok")), device=device, **detail))
-        if outcome.error and not outcome.error.startswith("OutOfMemoryError"):
-            add_check(folder, new_check("gpu", False, device=device, findings=[outcome.error]))
-        for timing in outcome.timings:
-            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            add_measurement(folder, {"device": device, "when": when, "by": "tuner", **timing.model_dump()})
-
-
-def _explore(search: Search, bench: _Bench, settings: Settings, baseline: _Measured, say: Say) -> None:
-    """Batches until the budget is spent or the space is."""
-    budget, done, began = settings.budget, 0, time.monotonic()
-    while True:
-        left = settings.batch if budget.configurations is None else budget.configurations - done
-        if left <= 0 or (budget.seconds is not None and time.monotonic() - began > budget.seconds):
-            return
-        batch = search.propose(min(left, settings.batch))
-        if not batch:
-            say("every configuration of the space has been tried")
-            return
-        fresh = [plan for _, plan in batch if plan.config != baseline.plan.config]
-        results = {digest(each.plan.config): each for each in (bench.outcomes(fresh) if fresh else [])}
-        results[digest(baseline.plan.config)] = baseline
-        for number, plan in batch:
-            each = results[digest(plan.config)]
-            detail = {"artifact": each.artifact.name, "timings": [timing.model_dump() for timing in each.timings]}
-            search.tell(number, plan, None if each.failure else each.score_us, each.failure, detail)
-            done += 1
-            outcome = each.failure or f"{each.score_us:.2f} µs"
-            say(f"{done}: {spelled(plan.config)}: {outcome}")
-
-
-def _summary(search: Search, baseline: _Measured) -> Result:
-    tried, best = search.tried(), search.best()
-    default = {"config": baseline.plan.config, "key": baseline.artifact.name, "us": baseline.score_us}
-    winner = default
-    if best is not None and best.score_us is not None and best.score_us < baseline.score_us:
-        winner = {"config": best.config, "key": best.detail["artifact"], "us": best.score_us}
-    failed = [{"config": each.config, "why": each.failure} for each in tried if each.failure]
-    return Result(len(tried), failed, default, winner, False, "the default is the fastest that was found")
-
-
-def _decide(
-    result: Result, target: Target, settings: Settings, cache: KernelCache, bench: _Bench, measure: Measurer
-) -> Result:
-    """Measure winner and default again, in turn in one process; keep the winner if it still wins."""
-    if result.best is result.default:
+        cache.refresh()
+        result.entry = cache.keep(entry).name
+        result.chosen, result.best["key"] = True, artifact.name
         return result
-    plans, _ = target.configurations()
-    winner = next(plan for plan in plans if plan.config == result.best["config"])
-    default = target.default()
-    first, second = (built.artifact for built in bench.builder.build([default, winner], lambda one: None))
-    if first is None or second is None:
-        result.why = "the winner could not be built again"
-        return result
-    request = Request(
-        artifacts=(str(first), str(second)),
-        sizes=settings.sizes,
-        check=False,
-        compare=True,
-        seed=settings.seed + 1,
-        rounds=settings.compare_rounds,
-    )
-    (outcome,) = measure(request, limit_s=settings.limit_s)
-    result.ratios = [{"sizes": each["sizes"], "ratio": each["ratio"]} for each in outcome.compared]
-    if outcome.error or len(result.ratios) != len(settings.sizes):
-        result.why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
-        return result
-    ratios = [each["ratio"] for each in result.ratios]
-    result.speedup = 1 / geometric_mean(ratios)
-    if result.speedup <= 1 or max(ratios) > SLOWER_MAX:
-        worst = f"{max(ratios):.3f}× the time at worst"
-        result.why = f"measured in turn with the default it is {result.speedup:.3f}× as fast, {worst}"
-        return result
-    cache.refresh()
-    cache.choose(
-        target.op,
-        target.arch,
-        device=settings.device,
-        dims=winner.dims,
-        variant=winner.variant,
-        bucket=settings.bucket,
-        key=second.name,
-    )
-    result.chosen, result.best["key"] = True, second.name
-    result.why = f"{result.speedup:.3f}× as fast as the default, measured in turn"
-    return result
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))

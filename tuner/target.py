@@ -1,28 +1,24 @@
-"""What is tuned: one operator on one arch with its dimensions and flags, and every configuration that it may have."""
+"""What is tuned: one operator on one arch with its dimensions and flags."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 
+from dsv4.generator.console import UsageError
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.resources import Refused
-from dsv4.generator.spec import SpecError, load_arch, plan, space
+from dsv4.generator.spec import load_arch
+from dsv4.generator.spec.plan import Planner
+from dsv4.generator.spec.resolve import resolve_config
 from dsv4.runtime.artifact import Scalar, canonical_json
+from dsv4.tuner.space import Space
+from dsv4.tuner.tried import changed
 
-_NUMBER = re.compile(r"\d[\d,._]*")
-
-
-@dataclass(frozen=True)
-class Refusals:
-    """Configurations that cannot be, by reason. Reasons that differ in their numbers only count together."""
-
-    count: int
-    by_reason: dict[str, int]
-    """The first reason of each kind that was met, word for word, to how many configurations had one of its kind."""
+RANKED_TOGETHER_MAX = 2000
+"""Configurations equally far from the default that are planned before the first of them is given, to be put in order;
+further ones follow in the next such group."""
 
 
 @dataclass(frozen=True)
@@ -36,36 +32,51 @@ class Target:
     variant: dict[str, Scalar] = field(default_factory=dict)
     pinned: dict[str, Scalar] = field(default_factory=dict)
 
+    def planner(self) -> Planner:
+        """Raises SpecError."""
+        return Planner(self.op, self.arch, model=self.model, dims=self.dims, variant=self.variant)
+
     def default(self) -> KernelPlan:
         """The default configuration, pinned or not. Raises SpecError, Refused."""
-        return plan(self.op, self.arch, model=self.model, dims=self.dims, variant=self.variant)
+        return self.planner().plan()
 
-    def configurations(self) -> tuple[list[KernelPlan], Refusals]:
-        """Every configuration that agrees with ``pinned`` and fits, the best guesses first, and what was refused.
+    def space(self) -> Space:
+        """The space of configurations.
 
-        Raises SpecError for an unknown name, ``Refused`` where the default itself does not fit.
+        Raises SpecError for an unknown name or value, and UsageError, naming the constraint that is to blame, where
+        the constraints leave no configuration.
         """
-        default = self.default()
-        if self.pinned:  # the names and values are checked here, so that a typing error is no empty space
-            with contextlib.suppress(Refused):
-                plan(self.op, self.arch, model=self.model, dims=self.dims, variant=self.variant, config=self.pinned)
-        plans: list[KernelPlan] = []
-        examples: dict[str, str] = {}
-        counts: Counter[str] = Counter()
-        refused = 0
-        for config, point in space(self.op, self.arch, model=self.model, dims=self.dims, variant=self.variant):
-            if any(config.get(name, value) != value for name, value in self.pinned.items()):
-                continue
-            if not isinstance(point, Refused):
-                plans.append(point)
-                continue
-            refused += 1
-            for reason in point.reasons:
-                kind = _NUMBER.sub("#", reason)
-                examples.setdefault(kind, reason)
-                counts[kind] += 1
-        by_reason = {examples[kind]: count for kind, count in counts.most_common()}
-        return rank(plans, default), Refusals(refused, by_reason)
+        planner = self.planner()
+        if missing := planner.missing_features():
+            raise UsageError(f"{self.op} on {self.arch}: found no {missing[0]} there; valid: an arch that has it")
+        self._check_pinned(planner)
+        space = Space(planner, self.pinned)
+        if not space.tally().allowed:
+            raise UsageError(f"{self.op} on {self.arch}: no configuration is left: {emptied_by(space)}")
+        return space
+
+    def _check_pinned(self, planner: Planner) -> None:
+        """Names and values, so that a typing error is no empty space; one by one: together they may be contradictory,
+        which the space tells better. A tunable whose condition does not hold has its say there, too."""
+        for name, value in self.pinned.items():
+            tunable = planner.spec.on(planner.arch).get(name)
+            if tunable is None or tunable.when is None or value not in tunable.on(planner.arch):
+                resolve_config(planner.spec, planner.arch, planner.scope, {name: value})
+
+
+def emptied_by(space: Space) -> str:
+    """Which constraint leaves nothing of ``space``, in one line: the one without which the most would be left."""
+    saved: list[tuple[int, str]] = []
+    for item in space.planner.constraints:
+        left = Space(space.planner, space.pinned, without=item).tally().allowed
+        if left:
+            words = item.reason or f"other values of {', '.join(item.check.names)}"
+            saved.append((left, f"{item.check} never holds (without it {left} would be left); valid: {words}"))
+    if saved:
+        return max(saved)[1]
+    reasons = sorted(space.tally().reasons.items(), key=lambda each: -each[1])
+    told = "; ".join(f"{count} × {space.examples[kind]}" for kind, count in reasons[:3])
+    return f"several constraints refuse all {space.points}: {told}" if told else "nothing agrees with --set"
 
 
 RANKING = (
@@ -74,18 +85,28 @@ RANKING = (
 )
 
 
-def rank(plans: list[KernelPlan], default: KernelPlan) -> list[KernelPlan]:
-    """``plans`` by ``RANKING``. It is a guess to start from; the search goes by what it measures."""
+def ranked(space: Space, default: KernelPlan) -> Iterator[KernelPlan]:
+    """The configurations that fit, by ``RANKING``, planned as they are asked for.
 
-    def order(each: KernelPlan) -> tuple[int, int, str]:
-        return len(changes(each, default)), -resident_smem_bytes(each), canonical_json(each.config)
+    It is a guess to start from; the search goes by what it measures.
+    """
+    by_distance = groupby(space.near(default.config), key=lambda config: len(changed(config, default.config)))
+    for _, same in by_distance:
+        while group := list(islice(same, RANKED_TOGETHER_MAX)):
+            yield from rank((each for each in map(space.plan, group) if not isinstance(each, Refused)), default)
 
-    return sorted(plans, key=order)
+
+def rank(plans: Iterable[KernelPlan], default: KernelPlan) -> list[KernelPlan]:
+    """``plans`` by ``RANKING``."""
+    return sorted(
+        plans,
+        key=lambda each: (len(changes(each, default)), -resident_smem_bytes(each), canonical_json(each.config)),
+    )
 
 
 def changes(each: KernelPlan, default: KernelPlan) -> dict[str, Scalar]:
     """The tunables in which ``each`` differs from ``default``."""
-    return {name: value for name, value in each.config.items() if default.config.get(name) != value}
+    return changed(each.config, default.config)
 
 
 def resident_ctas(each: KernelPlan) -> int:
@@ -110,21 +131,3 @@ def resident_ctas(each: KernelPlan) -> int:
 
 def resident_smem_bytes(each: KernelPlan) -> int:
     return resident_ctas(each) * each.predicted.smem_bytes
-
-
-def choices(plans: list[KernelPlan]) -> dict[str, list[Scalar]]:
-    """The values that each tunable takes among ``plans``, in the order in which they appear."""
-    values: dict[str, list[Scalar]] = {}
-    for each in plans:
-        for name, value in each.config.items():
-            if value not in values.setdefault(name, []):
-                values[name].append(value)
-    return values
-
-
-def spelled(config: Mapping[str, Scalar]) -> str:
-    """``tile_m=128 causal=true`` for a person."""
-    return " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in config.items())
-
-
-__all__ = ["RANKING", "Refusals", "SpecError", "Target", "changes", "choices", "rank", "resident_ctas", "spelled"]

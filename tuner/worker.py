@@ -32,11 +32,16 @@ class WorkerError(Exception):
 
 @dataclass
 class Outcome:
-    """What became of one artifact. ``error`` is one line; ``checked`` is the check's data where one was made."""
+    """What became of one artifact. ``error`` is one line; ``checked`` is the check's data where one was made.
+
+    ``timings`` are the newest at each of the sizes, those of the last rung that it reached.
+    """
 
     artifact: str
     checked: dict[str, Any] | None = None
     timings: list[Timing] = field(default_factory=list)
+    history: dict[int, list[Timing]] = field(default_factory=dict)
+    """Timing rounds of a rung → its timings."""
     compared: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     device: str = ""
@@ -49,6 +54,11 @@ class Outcome:
         if self.checked and not self.checked["ok"]:
             return str(self.checked["findings"][0])
         return None
+
+    def measured(self, timing: Timing) -> None:
+        """Take in a timing; it replaces one of an earlier rung."""
+        self.history.setdefault(timing.rounds, []).append(timing)
+        self.timings = [other for other in self.timings if other.sizes != timing.sizes] + [timing]
 
 
 def run(
@@ -100,10 +110,10 @@ def _one_worker(
         if why and not any(event.event == "begin" for event in seen):
             said = [event.data["error"] for event in seen if event.event == "failed"]
             raise WorkerError(f"the measuring worker did not get ready: {said[0] if said else why + _tail(log)}")
-        outcomes = _collect(seen)
+        outcomes, at = _collect(seen)
         if not outcomes:
             raise WorkerError(f"the measuring worker did nothing of what was asked{_tail(log)}")
-        last = outcomes[-1]
+        last = next(outcome for outcome in outcomes if outcome.artifact == at)
         finished = any(event.event == "end" for event in seen)
         if not finished and last.error is None:
             last.error = f"{why}{_tail(log)}"
@@ -139,23 +149,25 @@ def _watch(
             time.sleep(0.02)
 
 
-def _collect(seen: list[Event]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    device = ""
+def _collect(seen: list[Event]) -> tuple[list[Outcome], str]:
+    """Outcomes in the order in which they began, and the artifact that the worker was at last."""
+    outcomes: dict[str, Outcome] = {}
+    device, at = "", ""
     for event in seen:
         if event.event == "ready":
             device = str(event.data["device"])
         elif event.event == "begin":
-            outcomes.append(Outcome(event.artifact, device=device))
+            at = event.artifact
+            outcomes.setdefault(at, Outcome(at, device=device))
         elif event.event == "checked":
-            outcomes[-1].checked = event.data
+            outcomes[at].checked = event.data
         elif event.event == "measured":
-            outcomes[-1].timings.append(Timing.model_validate(event.data))
+            outcomes[at].measured(Timing.model_validate(event.data))
         elif event.event == "compared":
-            outcomes[-1].compared.append(event.data)
-        elif event.event == "failed" and outcomes:
-            outcomes[-1].error = str(event.data["error"])
-    return outcomes
+            outcomes[at].compared.append(event.data)
+        elif event.event == "failed" and at:
+            outcomes[at].error = str(event.data["error"])
+    return list(outcomes.values()), at
 
 
 def _exit_words(code: int) -> str:

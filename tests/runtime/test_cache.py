@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import warnings
 from pathlib import Path
@@ -17,8 +18,9 @@ from dsv4.runtime import trust
 from dsv4.runtime.artifact import Check, Evidence
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.errors import CacheRefused, Dsv4Warning, forget_said
+from dsv4.runtime.tuned import FAKE_DEVICE, Device, Entry, Policy, Question
 
-DEVICE = "NVIDIA H100 80GB HBM3"
+DEVICE = Device(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, sms=132, driver="580.95.05", cuda="13.0")
 
 
 def find(cache: KernelCache, **changes: Any) -> str | None:
@@ -63,7 +65,7 @@ def test_world_writable_root_is_refused_once(make: Any, fresh_runtime: Path) -> 
         warnings.simplefilter("error")
         assert find(KernelCache()) is None
     with pytest.raises(CacheRefused, match="world-writable"):
-        cache.choose("rms_norm", "sm_90a", device=DEVICE, dims={}, variant={}, bucket={}, key="a" * 32)
+        choose(cache, "a" * 32)
 
 
 def test_foreign_root_is_refused(make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +138,19 @@ def test_failed_check_is_not_served(make: Any) -> None:
     assert find(KernelCache()) == "c" * 32
 
 
+def test_a_candidate_that_failed_while_it_was_tuned_is_passed_over_without_a_word(make: Any) -> None:
+    make("b" * 32)
+    candidate = make("c" * 32, is_default=False)
+    failed = Check(rung="gpu", device="H100", when="2026-11-21T10:00:00Z", ok=False)
+    (candidate.folder / "evidence.json").write_text(Evidence(checks=(failed,)).model_dump_json())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find(KernelCache()) == "b" * 32
+    choose(KernelCache(), "c" * 32)
+    with pytest.warns(Dsv4Warning, match="the gpu check on H100 failed"):
+        assert find(KernelCache()) == "b" * 32
+
+
 def test_find_compares_dims_variant_and_bucket(make: Any) -> None:
     make("b" * 32)
     make("c" * 32, dims={"d": 128})
@@ -171,33 +186,90 @@ def test_refresh_sees_what_was_built_since(make: Any) -> None:
     assert find(cache) == "b" * 32
 
 
-def choose(cache: KernelCache, key: str, low: int = 0, high: int | None = None, device: str = DEVICE) -> None:
-    request: dict[str, Any] = {"dims": {"d": 64}, "variant": {"pdl": False}, "bucket": {"T": (low, high)}}
-    cache.choose("rms_norm", "sm_90a", device=device, key=key, **request)
+def tuned(key: str, low: int = 0, high: int | None = None, **changes: Any) -> Entry:
+    """An entry for the artifacts that ``make`` makes."""
+    question: dict[str, Any] = {
+        "op": "rms_norm",
+        "arch": "sm_90a",
+        "spec_sha256": "0" * 64,
+        "dims": {"d": 64},
+        "variant": {"pdl": False},
+        "bucket": {"T": (low, high)},
+        "numeric_class": "f32_row_tree",
+        "device": DEVICE,
+        "toolchain": {},
+        "policy": Policy(),
+    }
+    about = {name: changes.pop(name) for name in list(changes) if name in question}
+    answer: dict[str, Any] = {"key": key, "config": {"threads_per_row": 8}, "when": "2026-11-26T09:00:00Z", **changes}
+    return Entry(question=Question(**{**question, **about}), **answer)
 
 
-def test_choice_beats_default_on_its_device_and_bucket(make: Any) -> None:
+def choose(cache: KernelCache, key: str, low: int = 0, high: int | None = None, **changes: Any) -> Entry:
+    return cache.keep(tuned(key, low, high, **changes))
+
+
+def test_a_tuned_entry_beats_the_default_on_its_device_and_bucket(make: Any) -> None:
     make("b" * 32)
     make("c" * 32, is_default=False)
     cache = KernelCache()
     choose(cache, "c" * 32, 1, 16)
     assert find(cache, device=DEVICE) == "c" * 32
     assert find(cache, device=DEVICE, sizes={"T": 17}) == "b" * 32
-    assert find(cache, device="NVIDIA H200") == "b" * 32
+    assert find(cache, device=DEVICE.model_copy(update={"name": "NVIDIA H200"})) == "b" * 32
     assert find(cache) == "b" * 32
 
 
-def test_choosing_again_replaces_and_keeps_others(make: Any, fresh_runtime: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [("memory_bytes", 96 << 30), ("sms", 114), ("driver", "570.1"), ("cuda", "12.9")]
+)
+def test_a_device_under_other_conditions_is_a_loud_miss(make: Any, field: str, value: Any) -> None:
+    make("b" * 32)
+    make("c" * 32, is_default=False)
+    cache = KernelCache()
+    choose(cache, "c" * 32)
+    with pytest.warns(Dsv4Warning, match=rf"does not serve: {field} .* there, {value} here; valid: tune it here"):
+        assert find(cache, device=DEVICE.model_copy(update={field: value})) == "b" * 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spec_sha256": "1" * 64}, "spec_sha256 of the kernel"),
+        ({"toolchain": {"cutlass": "9"}}, "toolchain of the kernel"),
+        ({"numeric_class": "f32"}, "numeric_class of the kernel"),
+        ({"config": {"threads_per_row": 16}}, "config of the kernel"),
+        ({"key": "d" * 32}, "its kernel is not in the cache"),
+    ],
+)
+def test_an_entry_whose_kernel_is_another_one_is_a_loud_miss(make: Any, changes: dict[str, Any], words: str) -> None:
+    make("b" * 32)
+    make("c" * 32, is_default=False)
+    cache = KernelCache()
+    cache.keep(tuned(**{"key": "c" * 32, **changes}))
+    with pytest.warns(Dsv4Warning, match=f"does not serve: {words}"):
+        assert find(cache, device=DEVICE) == "b" * 32
+
+
+def test_tuning_again_replaces_and_keeps_others(make: Any, fresh_runtime: Path) -> None:
     make("b" * 32)
     make("c" * 32)
     cache = KernelCache()
     choose(cache, "b" * 32, 1, 16)
     choose(cache, "b" * 32, 17, 64)
     choose(cache, "c" * 32, 1, 16)
-    written = json.loads((fresh_runtime / "choices" / "rms_norm.sm_90a.json").read_text())
-    assert [(c["bucket"]["T"], c["key"][0]) for c in written] == [([17, 64], "b"), ([1, 16], "c")]
-    assert set(written[0]) == {"device", "dims", "variant", "bucket", "key"}
+    written = json.loads((fresh_runtime / "tuned" / "rms_norm.sm_90a.json").read_text())
+    assert [(c["question"]["bucket"]["T"], c["key"][0]) for c in written] == [([17, 64], "b"), ([1, 16], "c")]
     assert find(KernelCache(), device=DEVICE) == "c" * 32
+
+
+@pytest.mark.parametrize("other", [{"policy": Policy(l2="warm")}, {"numeric_class": "f64"}, {"toolchain": {"a": "1"}}])
+def test_another_policy_class_or_toolchain_is_another_question(make: Any, other: dict[str, Any]) -> None:
+    make("b" * 32)
+    cache = KernelCache()
+    choose(cache, "b" * 32)
+    choose(cache, "b" * 32, **other)
+    assert len(cache.tuned("rms_norm", "sm_90a")) == 2
 
 
 def test_candidates_end_with_the_defaults(make: Any) -> None:
@@ -209,30 +281,69 @@ def test_candidates_end_with_the_defaults(make: Any) -> None:
     assert [a.manifest.key[0] for a in found] == ["b", "c"]
 
 
-def test_damaged_choices_are_said_and_never_overwritten(make: Any, fresh_runtime: Path) -> None:
-    make("b" * 32)
-    path = fresh_runtime / "choices" / "rms_norm.sm_90a.json"
-    path.parent.mkdir(mode=0o700)
-    path.write_text('[{"device": "H100"}]')
+def test_a_prediction_serves_until_something_was_measured(make: Any) -> None:
+    for key in "abc":
+        make(key * 32, is_default=key == "a")
     cache = KernelCache()
-    with pytest.warns(Dsv4Warning, match=r"tuned choices refused, defaults serve: .*0\.dims: .*Field required"):
-        assert find(cache, device=DEVICE) == "b" * 32
-    with pytest.raises(CacheRefused, match="Field required"):
-        choose(cache, "b" * 32)
-    assert path.read_text() == '[{"device": "H100"}]'
+    choose(cache, "b" * 32, source="predicted")
+    assert find(cache, device=DEVICE) == "b" * 32
+    choose(cache, "c" * 32)
+    assert find(cache, device=DEVICE) == "c" * 32
+    assert choose(cache, "b" * 32, source="predicted").key == "c" * 32
+    assert [entry.source for entry in cache.tuned("rms_norm", "sm_90a")] == ["measured"]
 
 
-def test_choice_of_an_artifact_that_is_not_there(make: Any) -> None:
+def test_made_up_measurements_are_never_kept(make: Any, fresh_runtime: Path) -> None:
     make("b" * 32)
-    with pytest.raises(CacheRefused, match=r"key: found 'ccc.*'; valid: the key of an artifact"):
-        choose(KernelCache(), "c" * 32)
+    with pytest.raises(CacheRefused, match="made-up device"):
+        choose(KernelCache(), "b" * 32, device=DEVICE.model_copy(update={"name": FAKE_DEVICE}))
+    assert not (fresh_runtime / "tuned").exists()
 
 
-def test_choosing_is_atomic(make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[{", "found no readable JSON"),
+        ('{"a": 1}', "found dict; valid: a list"),
+        ('[{"device": "H100"}]', "tuned_schema: found None; valid: 1"),
+        ('[{"tuned_schema": 1}]', "question: found .*Field required"),
+    ],
+)
+def test_damaged_entries_are_said_and_never_overwritten(
+    make: Any, fresh_runtime: Path, content: str, words: str
+) -> None:
+    make("b" * 32)
+    path = fresh_runtime / "tuned" / "rms_norm.sm_90a.json"
+    path.parent.mkdir(mode=0o700)
+    path.write_text(content)
+    cache = KernelCache()
+    with pytest.warns(Dsv4Warning, match=f"tuned entr.*refused, .*{words}"):
+        assert find(cache, device=DEVICE) == "b" * 32
+    with pytest.raises(CacheRefused, match=words):
+        choose(cache, "b" * 32)
+    assert path.read_text() == content
+
+
+def test_an_altered_entry_is_not_believed_and_the_others_serve(make: Any, fresh_runtime: Path) -> None:
+    make("b" * 32)
+    make("c" * 32)
+    cache = KernelCache()
+    choose(cache, "b" * 32, 1, 16)
+    choose(cache, "b" * 32, 17, 64)
+    path = fresh_runtime / "tuned" / "rms_norm.sm_90a.json"
+    raw = json.loads(path.read_text())
+    raw[0]["question"]["bucket"]["T"] = [1, 9999]
+    path.write_text(json.dumps(raw))
+    with pytest.warns(Dsv4Warning, match="sha256: found .*it was altered"):
+        assert find(KernelCache(), device=DEVICE, sizes={"T": 9}) == "c" * 32
+    assert find(KernelCache(), device=DEVICE, sizes={"T": 20}) == "b" * 32
+
+
+def test_entries_are_written_atomically(make: Any, fresh_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("b" * 32)
     cache = KernelCache()
     choose(cache, "b" * 32)
-    path = fresh_runtime / "choices" / "rms_norm.sm_90a.json"
+    path = fresh_runtime / "tuned" / "rms_norm.sm_90a.json"
     before = path.read_bytes()
 
     def fails(*_: Any) -> None:
@@ -243,3 +354,21 @@ def test_choosing_is_atomic(make: Any, fresh_runtime: Path, monkeypatch: pytest.
         choose(cache, "b" * 32, 5, 6)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".json" or p.name.startswith(".")] == [path.name]
+
+
+def test_equal_caches_have_equal_checksums_and_different_ones_do_not(
+    make: Any, fresh_runtime: Path, tmp_path: Path
+) -> None:
+    make("b" * 32)
+    make("c" * 32, is_default=False)
+    empty = KernelCache().checksum()
+    cache = KernelCache()
+    choose(cache, "c" * 32)
+    first = cache.checksum()
+    assert first != empty and KernelCache().checksum() == first
+    copy = shutil.copytree(fresh_runtime, tmp_path / "copy")
+    assert KernelCache(copy).checksum() == first
+    choose(cache, "b" * 32, 1, 2)
+    assert cache.checksum() != first
+    make("d" * 32)  # another default, which would now serve
+    assert KernelCache().checksum() != cache.checksum()

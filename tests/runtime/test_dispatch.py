@@ -15,16 +15,18 @@ import torch
 import dsv4
 from dsv4.runtime import dispatch, loader, warm
 from dsv4.runtime.errors import ContractError, Dsv4Warning, KernelMissing, SettingError
+from dsv4.runtime.tuned import Device
 
 X, W = torch.randn(6, 64).bfloat16(), torch.randn(64).bfloat16()
-NAME = "NVIDIA H100 80GB HBM3"
+HERE = Device(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, sms=132, driver="580.95.05", cuda="13.0")
 
 
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests for a CUDA device find an H100; a kernel's first run gets tensors on the CPU."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: NAME)
+    monkeypatch.setattr(dispatch, "device_identity", lambda index: HERE)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
         dispatch, "tiny_arguments", lambda manifest, device: warm.tiny_arguments(manifest, torch.device("cpu"))

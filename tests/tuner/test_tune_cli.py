@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,7 +29,11 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_help_has_examples(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0 and "dsv4-tune sweep --op" in out
-    for command in ("plan", "sweep", "compile"):
+    for command in (
+        "plan", "sweep", "compile", "report", "cover", "coverage", "replay", "explain",
+        "pack", "measure", "import", "export", "merge", "diff",
+        "checksum",
+    ):  # fmt: skip
         code, out, _ = call(capsys, command, "--help")
         assert code == 0 and f"Example: dsv4-tune {command}" in " ".join(out.split())
 
@@ -46,7 +49,7 @@ def test_plan_prints_one_json_object(capsys):
     assert [row["rank"] for row in answer["configurations"]] == [1, 2, 3]
     first = answer["configurations"][0]
     assert first["is_default"] and first["changes"] == {} and first["smem_bytes"] > 0 and first["resident_ctas"] >= 1
-    assert answer["fitting"] > 3 and answer["refused"] > 0
+    assert answer["fitting"] > 3 and answer["refused"] == answer["points"] - answer["fitting"] > 0
     assert all(row["count"] > 0 and "valid" in row["reason"] for row in answer["refused_by_reason"])
 
 
@@ -67,9 +70,31 @@ def test_plan_prints_a_table_and_the_refusals(capsys):
         (("plan", "--op", "rms_norm", "--arch", "sm_90a", "--model", "huge"), "flash"),
         (("plan", "--op", "rms_norm"), "--arch"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--budget", "soon"), "--budget"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--budget", "3", "--budget", "4"), "after another one"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--budget", "3", "--patience", "3"), "which ends first"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--sampler", "lucky"), "--sampler: found 'lucky'"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--measure", "guess"), "valid: gpu, fake"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--measure", "fake", "--storage", "mysql://h/n"), "mysql"),
+        (
+            (
+                "plan",
+                "--op",
+                "fmha",
+                "--arch",
+                "sm_90a",
+                "--set",
+                "tile_m=64",
+                "--set",
+                "consumer_warpgroups=3",
+                "--dims",
+                "D=128",
+            ),
+            "never holds (without it",
+        ),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--shape", "T=x"), "--shape"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--bucket", "T=9:1"), "--bucket"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--shape", "T=9", "--bucket", "T=1:8"), "lies outside"),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--shape", "Q=9"), "which rms_norm does not have"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(capsys, arguments, words):
@@ -86,6 +111,19 @@ def test_sweep_without_a_gpu_says_in_one_line_what_it_needs(capsys, monkeypatch)
     assert "compute capability 9.0" in line and "this machine has none" in line
 
 
+def test_a_sweep_with_made_up_times_keeps_nothing(capsys, tmp_path):
+    arguments = ("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--dims", "d=512", "--measure", "fake", "--json")
+    code, out, _ = call(capsys, *arguments, "--budget", "9", "--batch", "4")
+    answer = json.loads(out)
+    assert code == 0 and answer["tried"] == 9 and not answer["chosen"] and answer["device"] == "made-up device"
+    assert not (tmp_path / "cache" / "tuned").exists()
+    assert [path.name for path in (tmp_path / "cache" / "studies").glob("*.journal")] == [
+        "made-up.rms_norm.sm_90a.journal"
+    ]
+    code, out, _ = call(capsys, *arguments[:-1], "--budget", "12", "--storage", f"sqlite:///{tmp_path}/x.db")
+    assert code == 0 and "12 configurations tried on made-up device" in out and "not kept" in out
+
+
 def test_sweep_on_the_wrong_gpu_says_so(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
@@ -94,12 +132,15 @@ def test_sweep_on_the_wrong_gpu_says_so(capsys, monkeypatch):
     assert code == 2 and "this is a Old GPU (8.0)" in err
 
 
-def test_a_traceback_comes_only_with_debug():
-    command = [sys.executable, "-c", "from dsv4.tuner.cli import main; main()", "plan", "--op", "nope", "--arch", "x"]
-    plain = subprocess.run(command, capture_output=True, text=True)
-    assert plain.returncode == 2 and "Traceback" not in plain.stderr
-    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True)
-    assert debug.returncode != 0 and "Traceback" in debug.stderr
+def test_a_traceback_comes_only_with_debug(monkeypatch, capsys):
+    command = ["dsv4-tune", "plan", "--op", "nope", "--arch", "x"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--debug"])
+    with pytest.raises(UsageError, match="nope"):
+        cli.main()
 
 
 def test_compile_reports_each_kernel(capsys, monkeypatch, tmp_path):
@@ -128,3 +169,6 @@ def test_shapes_and_buckets():
     assert shapes.outside({"T": (1, 64)}, {"T": 65}) == "T=65 lies outside 1:64"
     with pytest.raises(UsageError, match="has no shapes of its own"):
         shapes.shapes("moe_l1", [])
+    assert shapes.shapes("embed", []) == (shapes.workload_sizes("embed"),)
+    with pytest.raises(UsageError, match="found 'Q', which rms_norm does not have; valid: T"):
+        shapes.shapes("rms_norm", ["Q=3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from dsv4.generator.spec import plan
+from dsv4.generator.verify import cases
 from dsv4.runtime.reference.rms_norm import rms_norm
 from dsv4.tuner import builders, measure, timing
-from dsv4.tuner.protocol import Event, Request
+from dsv4.tuner.protocol import Event, Request, Timing
+from dsv4.tuner.target import Target
 
 DIMS = {"d": 64}
 
@@ -29,7 +32,16 @@ def raising(x, w, y, eps):
     raise ValueError("argument #0: bad stride\nwith a second line")
 
 
-KERNELS = {"right": right, "wrong": wrong, "raising": raising}
+def wavering(x, w, y, eps):
+    """Right to the last bit but one, and never twice the same."""
+    y.copy_(rms_norm(x, w, eps))
+    if y.numel() and torch.isfinite(y).all():
+        bits = y.view(torch.int16)
+        bits[-1, next(WAVER) % bits.shape[1]] += 1
+
+
+WAVER = itertools.count()
+KERNELS = {"right": right, "wrong": wrong, "raising": raising, "wavering": wavering}
 
 
 @pytest.fixture
@@ -48,11 +60,11 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measure.Artifact, "read", read)
     measure._cases.clear()
 
-    def call(*names: str, well: bool = True) -> list[Event]:
+    def call(*names: str, well: bool = True, sizes=(), **more) -> list[Event]:
         monkeypatch.setattr(measure, "device_is_well", lambda: well)
         out = tmp_path / "events"
         out.unlink(missing_ok=True)
-        request = Request(artifacts=tuple(f"/cache/{name}" for name in names), sizes=())
+        request = Request(artifacts=tuple(f"/cache/{name}" for name in names), sizes=sizes, **more)
         try:
             measure.serve(request, measure.Answer(out), load)
         finally:
@@ -71,14 +83,58 @@ def test_right_wrong_and_failing_kernels_are_told_apart(serve):
     ]  # fmt: skip
     good, bad = events[1].data, events[3].data
     assert good["ok"] and good["findings"] == [] and good["cases"] > 5 and good["cosine"] > 0.9999
+    assert good["deterministic"] and not bad["deterministic"]
     assert not bad["ok"] and "T=1, normal: y:" in bad["findings"][0]
     assert events[5].data["error"] == "ValueError: argument #0: bad stride"
+
+
+def test_a_kernel_that_never_gives_the_same_bits_twice_is_known_for_it():
+    manifest = plan("rms_norm", "sm_90a", dims=DIMS)
+    order = [argument.name for argument in manifest.contract.arguments]
+    case = next(c for c in cases("rms_norm", DIMS, {}, device="cpu") if c.name == "T=7, normal")
+
+    def bound(function):
+        return lambda *values: function(**dict(zip(order, values, strict=True)))
+
+    assert measure.is_deterministic(bound(right), manifest.contract, case)
+    assert not measure.is_deterministic(bound(wavering), manifest.contract, case)
 
 
 def test_after_a_device_error_the_worker_stops(serve):
     with pytest.raises(ValueError, match="bad stride"):
         serve("raising", "right", well=False)
     assert [event.event for event in serve.events] == ["begin", "failed"]
+
+
+def test_only_survivors_get_more_rounds(serve, monkeypatch):
+    """Six right kernels of different speed: two go on to the second rung, and none beside a much faster incumbent."""
+    us = {f"right{number}": float(number) for number in range(1, 7)}
+    monkeypatch.setitem(KERNELS, "wrong1", wrong)
+    for name in us:
+        monkeypatch.setitem(KERNELS, name, right)
+    at = {"name": ""}
+    monkeypatch.setattr(measure, "replayed", lambda kernel, manifest, sizes, seed: at["name"])
+
+    def timed(run, sizes, rounds):
+        median = us[at["name"]]
+        return Timing(sizes=sizes, median_us=median, low_us=median, high_us=median, rounds=rounds, input_copies=1)
+
+    monkeypatch.setattr(measure.timing, "measure", timed)
+    real = measure.Answer.say
+
+    def say(self, event, artifact="", **data):
+        at["name"] = artifact.rsplit("/", 1)[-1]
+        real(self, event, artifact, **data)
+
+    monkeypatch.setattr(measure.Answer, "say", say)
+    events = serve(*us, "wrong1", sizes=({"T": 3},), rungs=(5, 15))
+    assert [e.artifact.rsplit("/", 1)[1] for e in events if e.event == "measured" and e.data["rounds"] == 15] == [
+        "right1", "right2",
+    ]  # fmt: skip
+    assert sum(e.event == "checked" for e in events) == 7
+    assert sum(e.event == "measured" and e.data["rounds"] == 5 for e in events) == 6
+    events = serve(*us, sizes=({"T": 3},), rungs=(5, 15), incumbent_us=0.5)
+    assert all(e.data["rounds"] == 5 for e in events if e.event == "measured")
 
 
 def test_cases_are_made_once_for_equal_tiles(monkeypatch):
@@ -140,7 +196,8 @@ def test_prebuilt_kernels_are_found_by_what_they_are(tmp_path: Path):
         artifacts=lambda op, arch: (artifact(plans[0], plans[0].spec_sha256), artifact(plans[1], old)),
     )
     prebuilt = builders.Prebuilt(cache)  # type: ignore[arg-type]
-    assert prebuilt.available(plans) == plans[:1]
+    assert prebuilt.only(Target("rms_norm", "sm_90a", dims={"d": 512}).space()) == [plans[0].config]
+    assert prebuilt.only(Target("rms_norm", "sm_90a", dims={"d": 1024}).space()) == []
     seen: list[str | None] = []
     built = prebuilt.build(plans, lambda one: seen.append(one.error))
     assert built[0].artifact == tmp_path / plans[0].name

@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from dsv4.generator.build.evidence import read_evidence
-from dsv4.generator.console import CheckFailed, UsageError
-from dsv4.tuner.sweep import Budget, Settings, geometric_mean, sweep
-from dsv4.tuner.target import Target
-from tests.tuner.tuner_fakes import FakeBuilder, FakeGpu
+from dsv4.generator.console import CheckFailed
+from dsv4.tuner.budget import Budget
+from dsv4.tuner.protocol import geometric_mean
+from dsv4.tuner.question import Settings
+from dsv4.tuner.seeds import neighbours
+from dsv4.tuner.sweep import sweep
+from dsv4.tuner.target import Target, ranked
+from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
-TARGET = Target("rms_norm", "sm_90a", dims={"d": 1536}, pinned={"opt_level": 3})
+TARGET = Target("rms_norm", "sm_90a", dims={"d": 1536}, pinned={"opt_level": 3, "rows_in_flight": 1})
 SIZES = ({"T": 1}, {"T": 300})
 DEFAULT = TARGET.default().config
-GOAL = TARGET.configurations()[0][-1].config  # the one that differs most from the default
+PLANS = list(ranked(TARGET.space(), TARGET.default()))
+GOAL = PLANS[-1].config  # the one that differs most from the default
 NAME = next(name for name in GOAL if GOAL[name] != DEFAULT[name])
 
 
@@ -26,11 +31,12 @@ def cost(config, sizes) -> float:
 
 
 def settings(configurations: int = 30, **more) -> Settings:
-    return Settings("Fake GPU", SIZES, Budget(configurations=configurations), batch=4, **more)
+    more = {"sampler": "random", "batch": 4, **more}  # which costs no time; what samplers find is tested elsewhere
+    return Settings(GPU, SIZES, Budget(configurations=configurations), **more)
 
 
-def choices(cache) -> list:
-    path = cache.choices_path("rms_norm", "sm_90a")
+def entries(cache) -> list:
+    path = cache.tuned_path("rms_norm", "sm_90a")
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -42,13 +48,23 @@ def test_the_winner_is_measured_again_and_chosen(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost)
     result = run(cache, gpu, bucket={"T": (1, 300)})
     assert result.chosen and result.speedup > 1 and result.tried == 30 and not result.failed
+    assert "budget of 30" in result.ended
     assert result.default["config"] == DEFAULT
     assert cost(result.best["config"], {"T": 1}) < cost(DEFAULT, {"T": 1})
     last = gpu.requests[-1]
     assert last.compare and not last.check and len(last.artifacts) == 2
-    (choice,) = choices(cache)
-    assert choice["device"] == "Fake GPU" and choice["dims"] == {"d": 1536} and choice["bucket"] == {"T": [1, 300]}
-    assert choice["key"] == result.best["key"] == Path(last.artifacts[1]).name
+    (entry,) = entries(cache)
+    question, proof = entry["question"], entry["proof"]
+    assert question["device"] == GPU.model_dump() and question["dims"] == {"d": 1536}
+    assert question["bucket"] == {"T": [1, 300]} and question["toolchain"] == {"cutlass": "4.8.1"}
+    assert question["policy"] == {"launch": "graph", "l2": "cold"}
+    assert entry["key"] == result.best["key"] == Path(last.artifacts[1]).name
+    assert proof["speedup"] == result.speedup and proof["default"]["config"] == DEFAULT and proof["tried"] == 30
+    assert [each["sizes"] for each in proof["timings"]] == list(SIZES) and proof["refused"]
+    (kept,) = cache.tuned("rms_norm", "sm_90a")
+    assert kept.name == result.entry
+    found = cache.find("rms_norm", "sm_90a", {"d": 1536}, question["variant"], {"T": 7}, device=GPU)
+    assert found is not None and found.manifest.key == entry["key"]
 
 
 def test_every_candidate_is_checked_and_evidence_is_written(cache):
@@ -75,7 +91,7 @@ def test_a_fast_but_wrong_configuration_never_wins(cache):
 def test_a_winner_that_does_not_win_again_is_not_chosen(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost, again=lambda config, sizes: 2.0 if config != DEFAULT else 1.9)
     result = run(cache, gpu)
-    assert not result.chosen and "measured in turn" in result.why and choices(cache) == []
+    assert not result.chosen and "measured in turn" in result.why and entries(cache) == []
 
 
 def test_a_winner_that_is_slower_at_one_shape_is_not_chosen(cache):
@@ -92,7 +108,7 @@ def test_a_winner_that_is_slower_at_one_shape_is_not_chosen(cache):
 def test_nothing_better_leaves_the_default(cache):
     gpu = FakeGpu(FakeBuilder(cache), lambda config, sizes: 1.0 if config == DEFAULT else 2.0)
     result = run(cache, gpu, configurations=6)
-    assert not result.chosen and result.best["config"] == DEFAULT and choices(cache) == []
+    assert not result.chosen and result.best["config"] == DEFAULT and entries(cache) == []
     assert not any(request.compare for request in gpu.requests)
 
 
@@ -136,19 +152,19 @@ def test_an_interrupt_loses_nothing(cache):
     gpu.interrupt_after = 3
     result = run(cache, gpu)
     assert result.interrupted and not result.chosen and 0 < result.tried < 30
-    already = {json.dumps(plan.config) for plan in gpu.builder.built[: result.tried]}
+    already = {json.dumps(config) for config in gpu.measured()}
     next_gpu = FakeGpu(FakeBuilder(cache), cost)
     finished = run(cache, next_gpu)
-    assert finished.tried == result.tried + 30 and finished.chosen
-    measured = [config for request in next_gpu.requests[1:-1] for config in
-                (json.dumps(next_gpu.builder.plans[a].config) for a in request.artifacts)]  # fmt: skip
-    assert not already & set(measured)
+    assert finished.tried == 30 and finished.chosen  # the budget is the study's
+    assert not already & {json.dumps(config) for config in next_gpu.measured()}
+    again = FakeGpu(FakeBuilder(cache), cost)
+    assert run(cache, again).tried == 30 and again.measured() == []
 
 
 def test_refused_configurations_never_reach_the_builder(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost)
     run(cache, gpu)
-    fitting = {json.dumps(plan.config) for plan in TARGET.configurations()[0]}
+    fitting = {json.dumps(plan.config) for plan in PLANS}
     assert {json.dumps(plan.config) for plan in gpu.builder.built} <= fitting
 
 
@@ -156,7 +172,7 @@ def test_the_budget_may_be_a_time(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost)
     spent = sweep(
         TARGET,
-        Settings("Fake GPU", SIZES, Budget(seconds=1e-9), batch=4),
+        Settings(GPU, SIZES, Budget(seconds=1e-9), batch=4),
         cache=cache,
         builder=gpu.builder,
         measure=gpu,
@@ -164,18 +180,55 @@ def test_the_budget_may_be_a_time(cache):
     assert spent.tried == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [("40", Budget(configurations=40)), ("90s", Budget(seconds=90)), ("1.5h", Budget(seconds=5400))],
-)
-def test_budgets(text, budget):
-    assert Budget.parse(text) == budget
+def test_patience_ends_a_sweep(cache):
+    gpu = FakeGpu(FakeBuilder(cache), lambda config, sizes: 1.0 if config == DEFAULT else 2.0)
+    patient = Settings(GPU, SIZES, Budget(configurations=60, patience=8), sampler="random", batch=4)
+    result = sweep(TARGET, patient, cache=cache, builder=gpu.builder, measure=gpu)
+    assert result.tried <= 12 and "8 configurations brought nothing better" in result.ended
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "10 m", "m", "0s", "ten"])
-def test_what_is_no_budget_is_one_line(text):
-    with pytest.raises(UsageError, match="--budget: found"):
-        Budget.parse(text)
+def test_an_exhausted_space_ends_a_sweep(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    result = run(cache, gpu, configurations=10_000, sampler="grid")
+    assert result.tried == len(PLANS) and "every configuration" in result.ended
+    assert result.best["config"] == GOAL
+
+
+def test_slow_configurations_get_few_rounds_and_never_win(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    result = run(cache, gpu, rounds=15)
+    assert 0 < result.slow < result.tried
+    for request in gpu.requests[1:-1]:
+        assert request.rungs == (5, 15) and request.incumbent_us is not None
+    assert gpu.requests[0].rungs == (15,)
+
+
+def test_equal_times_resolve_to_the_configuration_nearest_to_the_default(cache):
+    """All but the default are equally fast within their noise: two sweeps that see them in another order agree."""
+    results = []
+    for seed in (1, 2):
+        gpu = FakeGpu(
+            FakeBuilder(cache),
+            lambda config, sizes: 2.0 if config == DEFAULT else 1.0 + 0.004 * (sum(config.values()) % 64 == 0),
+            width=0.02,
+        )
+        budget = Budget(configurations=len(PLANS))
+        whole = Settings(GPU, SIZES, budget, sampler="random", batch=8, seed=seed, rounds=5)
+        results.append(sweep(TARGET, whole, cache=cache, builder=gpu.builder, measure=gpu).best["config"])
+        (cache.root / "studies" / "rms_norm.sm_90a.journal").unlink()
+    assert results[0] == results[1]
+    assert sum(results[0][name] != DEFAULT[name] for name in DEFAULT) == 1
+
+
+def test_best_entries_of_neighbours_are_tried_early(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    assert run(cache, gpu, configurations=len(PLANS), sampler="grid").chosen
+    near = Target("rms_norm", "sm_90a", dims={"d": 1024}, pinned={"opt_level": 3})
+    seeds = neighbours(cache, near)
+    assert seeds == [GOAL]
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    sweep(near, settings(4), cache=cache, builder=gpu.builder, measure=gpu, seeds=seeds)
+    assert GOAL in gpu.measured()[:3]
 
 
 def test_geometric_mean():

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4.generator.spec import SpecError, plan
-from dsv4.tuner.target import Target, changes, choices, rank, resident_ctas, spelled
+from dsv4.generator.console import UsageError
+from dsv4.generator.spec import SpecError
+from dsv4.tuner.target import Target, changes, rank, ranked, resident_ctas
+from dsv4.tuner.tried import spelled
 
 RMS = Target("rms_norm", "sm_90a", dims={"d": 1536})
 
 
+def plans_of(target: Target) -> list:
+    return list(ranked(target.space(), target.default()))
+
+
 def test_the_default_is_first_and_every_configuration_appears_once():
-    plans, refusals = RMS.configurations()
+    plans = plans_of(RMS)
     assert plans[0].config == RMS.default().config and plans[0].is_default
     assert sum(each.is_default for each in plans) == 1
     spelled_all = [spelled(each.config) for each in plans]
     assert len(set(spelled_all)) == len(plans) > 5
-    assert refusals.count > 0 and all(count > 0 for count in refusals.by_reason.values())
-
-
-def test_reasons_that_differ_in_numbers_only_are_counted_together():
-    _, refusals = RMS.configurations()
-    assert len(refusals.by_reason) < refusals.count
-    for reason in refusals.by_reason:
-        assert "valid" in reason and "\n" not in reason
-    counts = list(refusals.by_reason.values())
-    assert counts == sorted(counts, reverse=True)
 
 
 def test_the_order_is_by_distance_from_the_default_then_by_use_of_shared_memory():
-    target = Target("fmha", "sm_90a", dims={"D": 128}, variant={"causal": True})
-    plans, _ = target.configurations()
+    target = Target("fmha", "sm_90a", dims={"D": 128}, variant={"causal": True}, pinned={"opt_level": 3})
+    plans = plans_of(target)
     default = target.default()
     distances = [len(changes(each, default)) for each in plans]
     assert distances == sorted(distances) and distances[0] == 0 and distances[1] == 1
@@ -41,9 +37,8 @@ def test_the_order_is_by_distance_from_the_default_then_by_use_of_shared_memory(
 
 
 def test_pinned_tunables_narrow_the_space():
-    every, _ = RMS.configurations()
-    pinned = Target("rms_norm", "sm_90a", dims={"d": 1536}, pinned={"opt_level": 2})
-    some, _ = pinned.configurations()
+    every = plans_of(RMS)
+    some = plans_of(Target("rms_norm", "sm_90a", dims={"d": 1536}, pinned={"opt_level": 2}))
     assert 0 < len(some) < len(every)
     assert {each.config["opt_level"] for each in some} == {2}
 
@@ -60,12 +55,32 @@ def test_pinned_tunables_narrow_the_space():
 def test_unknown_names_and_values_are_one_line(changed, words):
     bad = Target("rms_norm", "sm_90a", **changed)
     with pytest.raises(SpecError) as caught:
-        bad.configurations()
+        bad.space()
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_choices_keep_booleans_and_numbers_apart():
-    one = plan("rms_norm", "sm_90a", dims={"d": 1536})
-    found = choices([one])
-    assert found == {name: [value] for name, value in one.config.items()}
+def test_spelled():
     assert spelled({"a": True, "b": 4}) == "a=true b=4"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (
+            Target("rms_norm", "sm_90a", dims={"d": 16384}, pinned={"threads_per_row": 1024, "rows_per_cta": 2}),
+            "threads >= 32 and threads <= 1024 never holds (without it",
+        ),
+        (
+            Target("fmha", "sm_90a", dims={"D": 128}, pinned={"tile_m": 64, "consumer_warpgroups": 3}),
+            "tile_m * (D // pv_n_tile) == 64 * consumer_warpgroups never holds",
+        ),
+        (
+            Target("fmha", "sm_100a", dims={"D": 128}, pinned={"q_tiles": 1, "softmax_registers": 184}),
+            "no configuration is left",
+        ),
+    ],
+)
+def test_an_empty_space_says_which_constraint_emptied_it(target, words):
+    with pytest.raises(UsageError) as caught:
+        target.space()
+    assert words in str(caught.value) and "\n" not in str(caught.value)

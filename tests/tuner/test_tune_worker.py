@@ -52,6 +52,11 @@ for artifact in request["artifacts"][1 if request["compare"] else 0:]:
     say("checked", artifact, ok=not wrong, cases=2, findings=["T=7: y is off"] if wrong else [])
     if not wrong:
         say("measured", artifact, **timing(float(artifact[2:])))
+if mode == "second rung":
+    say("begin", request["artifacts"][0])
+    say("measured", request["artifacts"][0], **{**timing(1.5), "rounds": 9})
+    say("begin", request["artifacts"][1])
+    os._exit(7)
 say("end")
 """
 
@@ -85,6 +90,14 @@ def test_one_worker_serves_all_that_behave(fake):
     assert outcomes[0].timings[0].median_us == 3.5 and outcomes[3].timings[0].median_us == 2.0
     assert outcomes[0].device == "Fake GPU"
     assert len(pids) == 1
+
+
+def test_a_later_rung_replaces_the_first_and_a_fault_there_costs_its_own_artifact(fake):
+    outcomes, _, pids = fake("ok1", "ok2", "ok3", mode="second rung")
+    assert [timing.median_us for timing in outcomes[0].timings] == [1.5]
+    assert {rounds: len(timings) for rounds, timings in outcomes[0].history.items()} == {3: 1, 9: 1}
+    assert outcomes[1].failure == "the worker ended with exit code 7"
+    assert outcomes[2].failure is None and outcomes[2].timings[0].rounds == 3 and len(pids) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 
 from dsv4.generator.kernel import KernelPlan
-from dsv4.runtime.artifact import digest
+from dsv4.runtime.artifact import Manifest, Resources, digest
 from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.tuned import Device
 from dsv4.tuner.builders import Built
-from dsv4.tuner.protocol import Request, Timing
+from dsv4.tuner.halving import survivors
+from dsv4.tuner.protocol import Request, Timing, score_us
 from dsv4.tuner.worker import Outcome
+
+GPU = Device(name="Fake GPU", memory_bytes=80 << 30, sms=132, driver="580.1", cuda="13.0")
+
+
+def object_of(plan: KernelPlan) -> bytes:
+    """What stands for the compiled object."""
+    return f"object of {plan.name}".encode()
+
+
+def manifest_of(plan: KernelPlan) -> Manifest:
+    """A manifest as the builder would write it."""
+    files = {"kernel.so": hashlib.sha256(object_of(plan)).hexdigest()}
+    resources = Resources(smem_bytes=0, tmem_columns=0, threads=128)
+    key = digest(plan.identity)[:32]
+    return Manifest(
+        key=key, name=plan.name, function=f"dsv4_{plan.op}_{key[:12]}", op=plan.op, arch=plan.arch,
+        compute_capabilities=plan.compute_capabilities, model=plan.model, dims=plan.dims, variant=plan.variant,
+        config=plan.config, is_default=plan.is_default, numeric_class=plan.numeric_class, contract=plan.contract,
+        launches=(), predicted=resources, used=resources, spec_sha256=plan.spec_sha256, source_sha256="0" * 64,
+        ptx_sha256="0" * 64, files=files, toolchain={"cutlass": "4.8.1"}, host_isa=(), glibc="2.17", seconds={},
+    )  # fmt: skip
 
 
 class FakeBuilder:
-    """Makes an empty artifact folder per plan, or fails for those that ``broken`` picks."""
+    """Makes an artifact folder without an object per plan, or fails for those that ``broken`` picks."""
 
     def __init__(self, cache: KernelCache, broken: Callable[[dict], bool] = lambda config: False) -> None:
         self.cache, self.broken = cache, broken
         self.built: list[KernelPlan] = []
         self.plans: dict[str, KernelPlan] = {}
 
-    def available(self, plans):
-        return plans
+    def only(self, space):
+        return None
 
     def build(self, plans, progress):
         found = []
@@ -30,41 +55,70 @@ class FakeBuilder:
             if self.broken(plan.config):
                 found.append(Built(plan, None, "ptxas: it exploded"))
                 continue
-            folder = self.cache.folder(plan.op, plan.arch, digest(plan.identity)[:32])
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "manifest.json").write_text("{}")
+            manifest = manifest_of(plan)
+            folder = self.cache.folder(plan.op, plan.arch, manifest.key)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (folder / "kernel.so").write_bytes(object_of(plan))
+            (folder / "manifest.json").write_text(json.dumps(manifest.model_dump(mode="json")))
             self.plans[str(folder)] = plan
             found.append(Built(plan, folder, None))
         return found
 
 
 class FakeGpu:
-    """Measures by a formula: ``cost(config, sizes)`` in µs; ``wrong`` picks configurations that fail their check."""
+    """Measures by a formula: ``cost(config, sizes)`` in µs; ``wrong`` picks configurations that fail their check, and
+    ``hangs`` those that are killed for their silence."""
 
-    def __init__(self, builder: FakeBuilder, cost, wrong=lambda config: False, again=None) -> None:
+    def __init__(
+        self,
+        builder: FakeBuilder,
+        cost,
+        wrong=lambda config: False,
+        again=None,
+        hangs=lambda config: False,
+        width: float = 0.0,
+    ) -> None:
         self.builder, self.cost, self.wrong, self.again = builder, cost, wrong, again or cost
+        self.hangs, self.width = hangs, width
         self.requests: list[Request] = []
         self.interrupt_after: int | None = None
 
+    def measured(self) -> list[dict]:
+        """The configurations that ran, in their order, each time that they did."""
+        return [
+            self.builder.plans[folder].config
+            for request in self.requests
+            if not request.compare
+            for folder in request.artifacts
+        ]
+
     def __call__(self, request: Request, *, limit_s, progress=lambda outcome: None):
-        self.requests.append(request)
-        if self.interrupt_after is not None and len(self.requests) > self.interrupt_after:
+        if self.interrupt_after is not None and len(self.requests) == self.interrupt_after:
             raise KeyboardInterrupt
-        configs = [self.builder.plans[folder].config for folder in request.artifacts]
+        self.requests.append(request)
+        configs = {folder: self.builder.plans[folder].config for folder in request.artifacts}
         if request.compare:
-            ratios = [
-                {"sizes": s, "ratio": self.again(configs[1], s) / self.again(configs[0], s)} for s in request.sizes
-            ]
+            first, second = configs.values()
+            ratios = [{"sizes": s, "ratio": self.again(second, s) / self.again(first, s)} for s in request.sizes]
             return [Outcome(request.artifacts[1], compared=ratios, device="Fake GPU")]
-        outcomes = []
-        for folder, config in zip(request.artifacts, configs, strict=True):
+        outcomes = {}
+        for folder, config in configs.items():
             bad = self.wrong(config)
-            outcome = Outcome(folder, checked={"ok": not bad, "findings": ["T=7: y is off"] if bad else []})
-            outcome.device = "Fake GPU"
-            for sizes in () if bad else request.sizes:
-                us = self.cost(config, sizes)
-                figures = {"median_us": us, "low_us": us, "high_us": us, "rounds": 3, "input_copies": 1}
-                outcome.timings.append(Timing(sizes=sizes, **figures))
+            outcomes[folder] = Outcome(folder, device="Fake GPU")
+            if self.hangs(config):
+                outcomes[folder].error = f"no answer within {limit_s:g} s: killed"
+                continue
+            outcomes[folder].checked = {"ok": not bad, "cases": 3, "findings": ["T=7: y is off"] if bad else []}
+        going_on = [folder for folder, outcome in outcomes.items() if outcome.failure is None]
+        for rounds in request.rungs:
+            for folder in going_on:
+                for sizes in request.sizes:
+                    us = self.cost(configs[folder], sizes)
+                    spread = {"low_us": us * (1 - self.width / 2), "high_us": us * (1 + self.width / 2)}
+                    timing = Timing(sizes=sizes, median_us=us, rounds=rounds, input_copies=1, **spread)
+                    outcomes[folder].measured(timing)
+            scores = {folder: score_us(outcomes[folder].timings) for folder in going_on}
+            going_on = survivors(scores, request.incumbent_us)
+        for outcome in outcomes.values():
             progress(outcome)
-            outcomes.append(outcome)
-        return outcomes
+        return list(outcomes.values())

@@ -1,0 +1,135 @@
+"""From configurations to what was measured of them: build, keep away what is known to be harmful, check, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsv4.generator.build.evidence import add_check, add_measurement, new_check, read_evidence
+from dsv4.generator.kernel import KernelPlan
+from dsv4.tuner import halving, worker
+from dsv4.tuner.builders import Builder, Built
+from dsv4.tuner.protocol import Request, Sizes, Timing, score_us
+from dsv4.tuner.tried import Tried, kept_of_check
+
+Preflight = Callable[[Path], list[str]]
+"""Findings of an artifact that keep it from a GPU (``dsv4.generator.verify.emulator.preflight``)."""
+
+
+class Measurer(Protocol):
+    """Answers requests on the GPU (``worker.run``)."""
+
+    def __call__(
+        self, request: Request, *, limit_s: float, progress: Callable[[worker.Outcome], None] = ...
+    ) -> list[worker.Outcome]: ...
+
+
+@dataclass
+class Measured:
+    """A configuration with its artifact and either timings or a failure, in one line."""
+
+    plan: KernelPlan
+    artifact: Path
+    timings: tuple[Timing, ...] = ()
+    failure: str | None = None
+    is_slow: bool = False
+    rungs: dict[int, float] = field(default_factory=dict)
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score_us(self) -> float:
+        return score_us(self.timings)
+
+    def tried(self) -> Tried:
+        """As the study keeps it."""
+        detail = {
+            "artifact": self.artifact.name,
+            "timings": [timing.model_dump() for timing in self.timings],
+            "numeric_class": self.plan.numeric_class,
+            "checked": kept_of_check(self.checked),
+        }
+        return Tried(self.plan.config, None if self.failure else self.score_us, self.failure, self.is_slow, detail)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """``limit_s`` bounds the silence of one kernel. ``evidence`` says whether what is found is written beside the
+    artifacts; ``retry`` that a kernel is run although it hung, faulted or was wrong before."""
+
+    builder: Builder
+    measure: Measurer
+    sizes: tuple[Sizes, ...]
+    device: str
+    seed: int = 0
+    rounds: int = 15
+    limit_s: float = 60.0
+    preflight: Preflight | None = None
+    evidence: bool = True
+    retry: bool = False
+
+    def outcomes(self, plans: Sequence[KernelPlan], incumbent_us: float | None = None) -> list[Measured]:
+        """What became of each, in their order. Without an incumbent all get all the timing rounds."""
+        built = self.builder.build(plans, lambda one: None)
+        kept_out = {str(one.artifact): self._kept_out(one.artifact) for one in built if one.artifact}
+        ready = [name for name, why in kept_out.items() if why is None]
+        outcomes: dict[str, worker.Outcome] = {}
+        rungs = (self.rounds,) if incumbent_us is None else halving.rungs(self.rounds)
+        if ready:
+            request = Request(
+                artifacts=tuple(ready), sizes=self.sizes, seed=self.seed, rungs=rungs, incumbent_us=incumbent_us
+            )
+            found = self.measure(request, limit_s=self.limit_s, progress=self._record)
+            outcomes = {outcome.artifact: outcome for outcome in found}
+        return [self._measured(one, outcomes.get(str(one.artifact)), kept_out.get(str(one.artifact))) for one in built]
+
+    def _kept_out(self, artifact: Path) -> str | None:
+        """Why an artifact must not run on the GPU, or None. What is known of it counts for the same content
+        everywhere: the folder's name is the hash of all that it was built from."""
+        if not self.evidence:
+            return None
+        gpu = [check for check in read_evidence(artifact).checks if check.rung == "gpu"]
+        if gpu and not gpu[-1].ok and not self.retry:
+            findings = gpu[-1].detail.get("findings") or ["it failed"]
+            return f"quarantined since {gpu[-1].when}: {findings[0]}"
+        findings = self.preflight(artifact) if self.preflight else []
+        if not findings:
+            return None
+        add_check(artifact, new_check("emulator", False, findings=findings[:8], seed=self.seed, by="preflight"))
+        return f"emulator: {findings[0]}"
+
+    def _measured(self, one: Built, outcome: worker.Outcome | None, kept_out: str | None) -> Measured:
+        if kept_out and one.artifact is not None:
+            return Measured(one.plan, one.artifact, failure=kept_out)
+        if outcome is None or one.artifact is None:
+            return Measured(one.plan, Path(), failure=f"compile: {one.error}")
+        failure = outcome.failure
+        if failure is None and len(outcome.timings) != len(self.sizes):
+            failure = f"measured at {len(outcome.timings)} of {len(self.sizes)} shapes"
+        whole = {rounds: timings for rounds, timings in outcome.history.items() if len(timings) == len(self.sizes)}
+        return Measured(
+            one.plan,
+            one.artifact,
+            tuple(outcome.timings),
+            failure,
+            is_slow=failure is None and max(whole, default=0) < self.rounds,
+            rungs={rounds: score_us(timings) for rounds, timings in whole.items()},
+            checked=outcome.checked or {},
+        )
+
+    def _record(self, outcome: worker.Outcome) -> None:
+        """Evidence beside the artifact: a check that was made, or a kernel that hung or faulted in it."""
+        if not self.evidence:
+            return
+        folder = Path(outcome.artifact)
+        device = outcome.device or self.device
+        if outcome.checked:
+            detail = {**outcome.checked, "findings": outcome.checked["findings"][:8], "seed": self.seed}
+            add_check(folder, new_check("gpu", bool(detail.pop("ok")), device=device, **detail))
+        if outcome.error and not outcome.error.startswith("OutOfMemoryError"):
+            add_check(folder, new_check("gpu", False, device=device, findings=[outcome.error]))
+        for timing in outcome.timings:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            add_measurement(folder, {"device": device, "when": when, "by": "tuner", **timing.model_dump()})

@@ -1,0 +1,1 @@
+"""The commands of `dsv4-tune`, one a file."""

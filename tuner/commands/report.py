@@ -1,0 +1,101 @@
+"""`dsv4-tune report`, `studies` and `explain`: what was found, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv4.generator.commands import select
+from dsv4.generator.console import UsageError, err, out, print_json
+from dsv4.tuner import exchange
+from dsv4.tuner.commands import options
+from dsv4.tuner.explain import explain, find
+from dsv4.tuner.files import write_atomically
+
+if TYPE_CHECKING:
+    from dsv4.tuner.report import Report
+
+
+def report_study(
+    study: Annotated[str | None, typer.Argument(help="A study or how its name begins (default: the newest).")] = None,
+    op: select.Op = None,
+    arch: select.Arch = None,
+    storage: options.Storage = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page (default: STUDY.html).")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print one line for each configuration instead.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write a study as one self-contained HTML page, or print it as CSV or JSON.
+
+    Example: dsv4-tune report --op rms_norm --arch sm_90a -o rms_norm.html
+    """
+    if csv and json:
+        raise UsageError("report: found --csv and --json; valid: one of them")
+    found = gathered(study, op, arch, storage)
+    if json:
+        print_json(found.as_json())
+        return
+    if csv:
+        typer.echo(found.as_csv(), nl=False)
+        return
+    from dsv4.tuner.page import page
+
+    target = output or Path(f"{found.study}.html")
+    try:
+        write_atomically(target, page(found).encode())
+    except OSError as error:
+        raise UsageError(f"--output: {target}: {error.strerror}; valid: a file that can be written") from None
+    err.print(f"{len(found.rows)} configurations in {target}", markup=False)
+
+
+def gathered(study: str | None, op: str | None, arch: str | None, storage: str | None) -> Report:
+    """The study that these options mean. Raises UsageError."""
+    select.Selection(op, arch)
+    where = _where(storage, op, arch)
+    try:
+        from dsv4.tuner.report import gather, pick_study
+        from dsv4.tuner.storage import open_storage
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"report needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
+    opened = open_storage(where)
+    return gather(opened, pick_study(opened, study, where))
+
+
+def _where(storage: str | None, op: str | None, arch: str | None) -> str:
+    """The storage to read: as asked for, else the newest journal of this cache. Raises UsageError for a file that is
+    not there (opening it would make it)."""
+    if storage is not None:
+        if "://" not in storage and not Path(storage).is_file():
+            raise UsageError(f"--storage: {storage}: found no such journal; valid: one that sweep has written")
+        return storage
+    folder = options.usable_cache().root / "studies"
+    journals = [path for path in folder.glob("*.journal") if _is_of(path, op, arch)]
+    if not journals:
+        raise UsageError(f"report: found no studies in {folder}; valid: sweep first, or --storage")
+    return str(max(journals, key=lambda path: path.stat().st_mtime_ns))
+
+
+def _is_of(journal: Path, op: str | None, arch: str | None) -> bool:
+    """Whether the studies in ``[made-up.]OP.ARCH.journal`` are of these."""
+    named_op, _, named_arch = journal.stem.removeprefix("made-up.").rpartition(".")
+    return op in (None, named_op) and arch in (None, named_arch)
+
+
+def explain_entry(
+    entry: Annotated[str, typer.Argument(help="An entry's name, or the beginning of its sha256.", show_default=False)],
+    json: options.Json = False,
+) -> None:
+    """Say in words why this configuration won, where it serves and what it was measured against.
+
+    Example: dsv4-tune explain rms_norm.sm_90a.1a2b3c4d
+    """
+    cache = options.usable_cache()
+    found = find(exchange.cached_entries(cache), entry)
+    unusable = exchange.foreign(found, cache)
+    if json:
+        print_json({**found.model_dump(mode="json"), "unusable": unusable})
+        return
+    for line in explain(found, unusable):
+        out.print(line, highlight=False, markup=False)

@@ -1,0 +1,132 @@
+"""`dsv4-tune sweep`: tune one kernel on this machine's GPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv4.generator.console import CheckFailed, UsageError, out, print_json
+from dsv4.tuner.budget import Budget
+from dsv4.tuner.commands import options
+from dsv4.tuner.tried import spelled
+
+if TYPE_CHECKING:  # with them comes Optuna, which is asked for only when the command line is right
+    from dsv4.tuner.sweep import Result
+
+MEASURES = ("gpu", "fake")
+
+
+def sweep_configurations(
+    op: options.Op,
+    arch: options.Arch,
+    budget: Annotated[
+        list[str],
+        typer.Option("--budget", help="Configurations of the study (40), time of this run (90s, 10m, 1h), or both."),
+    ] = ["10m"],  # noqa: B006
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="End after so many configurations without a better one.")
+    ] = None,
+    model: options.Model = None,
+    dims: options.Dims = [],  # noqa: B006
+    variant: options.Variant = [],  # noqa: B006
+    pinned: options.Set = [],  # noqa: B006
+    shape: options.Shape = [],  # noqa: B006
+    bucket: options.Bucket = [],  # noqa: B006
+    sampler: Annotated[str, typer.Option("--sampler", help="tpe, random, grid, cmaes or gp.")] = "tpe",
+    storage: options.Storage = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Configurations compiled and measured together.")] = 8,
+    jobs: options.Jobs = 0,
+    seed: options.Seed = 0,
+    limit_s: Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")] = 60.0,
+    prebuilt: Annotated[
+        bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Run each configuration in the emulator first; a finding keeps it out.")
+    ] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Run kernels that hung, faulted or were wrong before.")
+    ] = False,
+    measure: Annotated[
+        str, typer.Option("--measure", help="gpu, or fake: made-up times, to try the tuner; nothing is kept.")
+    ] = "gpu",
+    json: options.Json = False,
+) -> None:
+    """Tune on this machine's GPU: compile, check against float64, measure, keep the winner in the cache.
+
+    A kernel that hangs or faults costs only itself. Ctrl-C and kill lose nothing: the same command goes on from there,
+    and several at once share the study.
+
+    Example: dsv4-tune sweep --op rms_norm --arch sm_90a --budget 10m --patience 60
+    """
+    wanted = options.make_target(op, arch, model, dims, variant, pinned)
+    parsed = Budget.parse(budget, patience)
+    sizes, bounds = options.make_shapes(op, shape, bucket)
+    if measure not in MEASURES:
+        raise UsageError(f"--measure: found '{measure}'; valid: {', '.join(MEASURES)}")
+    try:
+        from dsv4.tuner import bench, builders, fake, sweep, worker
+        from dsv4.tuner.propose import SAMPLERS
+        from dsv4.tuner.question import Settings
+        from dsv4.tuner.seeds import neighbours
+        from dsv4.tuner.storage import open_storage
+        from dsv4.tuner.view import watching
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"sweep needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
+    if sampler not in SAMPLERS:
+        raise UsageError(f"--sampler: found '{sampler}'; valid: {', '.join(SAMPLERS)}")
+    cache = options.usable_cache()
+    builder: builders.Builder
+    measurer: bench.Measurer
+    if measure == "fake":
+        device, builder = fake.DEVICE, fake.FakeBuilder()
+        measurer = fake.FakeGpu(builder)
+    else:
+        from dsv4.runtime.identity import device_identity
+        from dsv4.tuner.gpu import exclusively, gpu_lock, require_gpu
+
+        index = require_gpu(wanted.default())
+        device, measurer = device_identity(index), exclusively(worker.run, gpu_lock(cache.root, index))
+        builder = builders.Prebuilt(cache) if prebuilt else builders.Compiler(cache, jobs or os.cpu_count())
+    settings = Settings(
+        device, sizes, parsed, sampler=sampler, batch=batch, seed=seed, limit_s=limit_s, bucket=bounds,
+        retry_quarantined=retry_quarantined,
+    )  # fmt: skip
+    check_first: bench.Preflight | None = None
+    if preflight:
+        from dsv4.generator.verify.emulator import preflight as look
+
+        check_first = partial(look, seed=seed)
+    with watching(f"{op} on {arch}", parsed) as (say, watch):
+        try:
+            result = sweep.sweep(
+                wanted, settings, cache=cache, builder=builder, measure=measurer,
+                storage=open_storage(storage) if storage else None,
+                say=say, watch=watch, preflight=check_first, seeds=neighbours(cache, wanted),
+            )  # fmt: skip
+        except worker.WorkerError as error:
+            raise CheckFailed(str(error)) from None
+    if json:
+        print_json({"op": op, "arch": arch, "device": device.name, "shapes": list(sizes), **asdict(result)})
+    else:
+        show(result, device.name)
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def show(result: Result, device: str) -> None:
+    """What a sweep found, for a person."""
+    out.print(
+        f"{result.tried} configurations tried on {device}, {result.slow} given up as slow, {len(result.failed)} "
+        f"failed; {result.ended}",
+        highlight=False,
+    )
+    out.print(f"default {result.default['us']:.2f} µs: {spelled(result.default['config'])}", highlight=False)
+    out.print(f"best    {result.best['us']:.2f} µs: {spelled(result.best['config'])}", highlight=False)
+    verb = f"kept as {result.entry}" if result.chosen else "not kept"
+    out.print(f"{verb}: {result.why}", highlight=False, markup=False)
+    out.print(f"study {result.study} (dsv4-tune report)", highlight=False, markup=False)
