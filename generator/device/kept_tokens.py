@@ -1,8 +1,9 @@
-"""top-k and top-p without a sort: the kept tokens are the first in the order of the logits, a threshold says which.
+"""top-k without a sort: which digits the k-th largest logit has, eight bits a round, from the histograms of the CTAs.
 
-Both ask for the shortest prefix of the descending logits whose weights reach a target: top-k weighs each token 1, top-p
-by its probability. The threshold is found by halving the range of float32 orders; equal logits at the threshold are
-told apart by index, the lower first.
+A token's place in the order is 56 bits: the 32 of its logit's order, then 24 that are larger for a lower index. A round
+counts how many tokens that share the digits found so far have which next digit, the CTAs tell each other their
+histograms, and everybody finds the digit at which k is reached. Four rounds find any logit, three more which of equal
+ones; most rows need two or three in all, since the search ends where a digit's tokens are all wanted.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
 
-from dsv4.generator.device.cluster_reduce import sums
-from dsv4.generator.device.float_order import MINUS_INFINITY, value_of
+from dsv4.generator.device.cluster_words import cluster_sync, send
+from dsv4.generator.device.float_order import INFINITY, MINUS_INFINITY, order_of, value_of
+
+DIGIT_BITS = 8
+DIGITS = 1 << DIGIT_BITS
+LOGIT_ROUNDS = 4
+INDEX_ROUNDS = 3
+LAST_TIE = (1 << (INDEX_ROUNDS * DIGIT_BITS)) - 1
+QUADS = DIGITS // 4
+LANE_DIGITS = DIGITS // 32
 
 
 def offset_of(i: int, vector: int, stride: int) -> int:
@@ -20,82 +29,194 @@ def offset_of(i: int, vector: int, stride: int) -> int:
     return i // vector * stride + i % vector
 
 
-def index_of(first: Int32, i: int, vector: int, stride: int) -> Int32:
-    """The token of a thread's ``i``-th logit: vectors of ``vector`` neighbours, ``stride`` tokens apart."""
-    return first + Int32(offset_of(i, vector, stride))
+def index_of(first: Int32, i: Int32, vector: int, stride: int) -> Int32:
+    """The token of a thread's ``i``-th logit: vectors of ``vector`` neighbours, ``stride`` tokens apart.
+
+    A constant ``i`` is better compared by its :func:`offset_of`: sums that several places share stay in registers.
+    """
+    return first + i // vector * stride + i % vector
 
 
 @cute.jit
-def keep_prefix(
+def keep_first(
     logits: cute.Tensor,
-    weights: cute.Tensor,
-    by_count: cutlass.Constexpr[bool],
-    target: Float32,
-    scale: Float32,
-    largest: Uint32,
+    wanted: Int32,
     first_index: Int32,
     vector: cutlass.Constexpr[int],
     stride: cutlass.Constexpr[int],
-    end_index: cutlass.Constexpr[int],
-    turn: Int32,
-    warp_pairs: cute.Tensor,
-    cta_pairs: cute.Tensor,
+    counts: cute.Tensor,
+    exchange: cute.Tensor,
+    found: cute.Tensor,
     rank: Int32,
     thread: Int32,
-) -> Int32:
-    """Drop (set to NaN, weight 0) every logit behind the shortest prefix with Σ weights ≥ ``target``; the next turn.
+    threads: cutlass.Constexpr[int],
+) -> None:
+    """Drop (set to NaN) every logit behind the ``wanted`` largest of the row, equal ones by index, the lower first.
 
-    ``logits``, ``weights``: this thread's, registers; what is not there is NaN with weight 0. A weight is
-    exp2((logit − the largest) · ``scale``); ``by_count``: every token weighs 1 instead. ``target`` is above 0, at most
-    the sum of all weights; ``largest`` is the order of the largest logit, which is finite. ``first_index``,
-    ``vector``, ``stride``: :func:`index_of`; all tokens are below ``end_index``. ``turn`` … ``thread``:
-    ``cluster_reduce.sums``.
+    ``logits``: float32, this thread's, 32 or fewer in registers; what is not there is NaN. The row has ``wanted`` or
+    more, below 2^24. ``first_index``, ``vector``, ``stride``: :func:`index_of`. Shared memory, u32: ``counts`` [256],
+    ``exchange`` [2, CTAs of the cluster, 256], which nobody reads any more, ``found`` [3].
     """
-    # weights from low's value on reach the target, those from high's on do not
-    low, high = Uint32(MINUS_INFINITY), largest + Uint32(1)
-    low_count, high_count = Float32(2.0**30), Float32(0.0)
-    high_sum = Float32(0.0)
-    while high - low > Uint32(1) and low_count - high_count > Float32(1.0):
-        middle = low + ((high - low) >> Uint32(1))
-        threshold = value_of(middle)
-        count, weight = Float32(0.0), Float32(0.0)
+    # The digits of the wanted-th token and which are known; how many with these are wanted, and how many there are.
+    digits, known = Uint32(0), Uint32(0)
+    needed, equal = Uint32(wanted), Uint32(LAST_TIE)
+    place = Int32(0)
+    while place < LOGIT_ROUNDS and equal > needed:
+        shift = Uint32(DIGIT_BITS) * Uint32(LOGIT_ROUNDS - 1 - place)
+        _clear(counts, thread, threads)
+        least, most = _number_of(digits), _number_of(digits | ~known)
         for i in cutlass.range_constexpr(cute.size(logits)):
-            taken = logits[i] >= threshold
-            count = count + (Float32(1.0) if taken else Float32(0.0))
-            if cutlass.const_expr(not by_count):
-                weight = weight + (weights[i] if taken else Float32(0.0))
-        count, weight = sums(count, weight, warp_pairs, cta_pairs, turn, rank, thread)
-        turn = turn ^ 1
-        if cutlass.const_expr(by_count):
-            weight = count
-        reached = weight >= target
-        low, low_count = (middle if reached else low), (count if reached else low_count)
-        high, high_count = (high if reached else middle), (high_count if reached else count)
-        high_sum = high_sum if reached else weight
+            if logits[i] >= least and logits[i] <= most:
+                order = order_of(not_hoisted(logits[i]))
+                if ((order ^ digits) & known) == Uint32(0):  # 0 is between two numbers of order, with and without sign
+                    _count(counts, order >> shift)
+        digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, threads)
+        digits, known, needed = digits | (digit << shift), known | (Uint32(DIGITS - 1) << shift), needed - before
+        place = place + 1
 
-    # Of the logits that equal the threshold as many as are needed, the lower indices first.
-    threshold = value_of(low)
-    needed = target - high_sum
-    if cutlass.const_expr(not by_count):
-        needed = needed / cute.math.exp2((threshold - value_of(largest)) * scale, fastmath=True)
-    equal = low_count - high_count
-    first_dropped = Int32(end_index)
-    if equal > Float32(1.0) and equal > needed:
-        kept, dropped = Int32(-1), Int32(end_index)  # upto index kept they do not reach what is needed
-        while dropped - kept > 1:
-            middle_index = (kept + dropped) // 2
-            count = Float32(0.0)
-            for i in cutlass.range_constexpr(cute.size(logits)):
-                taken = logits[i] == threshold and index_of(first_index, i, vector, stride) <= middle_index
-                count = count + (Float32(1.0) if taken else Float32(0.0))
-            count, _ = sums(count, Float32(0.0), warp_pairs, cta_pairs, turn, rank, thread)
-            turn = turn ^ 1
-            kept = kept if count >= needed else middle_index
-            dropped = middle_index if count >= needed else dropped
-        first_dropped = dropped + 1
+    # Digits that were not looked for are 0: all that share the others are kept.
+    threshold = _number_of(digits)
+    tie_digits = Uint32(0)
+    if equal > needed:
+        ties = Uint32(0)  # a bit for each logit: whether it has all digits
+        for i in cutlass.range_constexpr(cute.size(logits)):
+            ties = ties | (Uint32(1 << i) if logits[i] == threshold else Uint32(0))
+        tie_known = Uint32(0)
+        while place < LOGIT_ROUNDS + INDEX_ROUNDS and equal > needed:
+            shift = Uint32(DIGIT_BITS) * Uint32(LOGIT_ROUNDS + INDEX_ROUNDS - 1 - place)
+            _clear(counts, thread, threads)
+            left = ties
+            while left != Uint32(0):
+                tie = Uint32(LAST_TIE) - Uint32(index_of(first_index, lowest_bit(left), vector, stride))
+                if ((tie ^ tie_digits) & tie_known) == Uint32(0):
+                    _count(counts, tie >> shift)
+                left = left & (left - Uint32(1))
+            digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, threads)
+            tie_digits, needed = tie_digits | (digit << shift), needed - before
+            tie_known = tie_known | (Uint32(DIGITS - 1) << shift)
+            place = place + 1
+    last_offset = Int32(LAST_TIE) - Int32(tie_digits) - first_index  # of the equal ones that are kept
     for i in cutlass.range_constexpr(cute.size(logits)):
-        early = index_of(first_index, i, vector, stride) < first_dropped
-        keep = logits[i] > threshold or (logits[i] == threshold and early)
+        is_early = offset_of(i, vector, stride) <= last_offset
+        keep = logits[i] > threshold or (logits[i] == threshold and is_early)
         logits[i] = logits[i] if keep else Float32(float("nan"))
-        weights[i] = weights[i] if keep else Float32(0.0)
-    return turn
+
+
+@cute.jit
+def not_hoisted(value: Float32) -> Float32:
+    """``value``, such that what follows from it in a loop does not stay in registers over all rounds."""
+    return cute.arch.inline_ptx("mov.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[value])
+
+
+@cute.jit
+def _number_of(order: Uint32) -> Float32:
+    """The number of this order, or the next that is one (not a NaN)."""
+    order = order if order > Uint32(MINUS_INFINITY) else Uint32(MINUS_INFINITY)
+    return value_of(order if order < Uint32(INFINITY) else Uint32(INFINITY))
+
+
+@cute.jit
+def logit_at(logits: cute.Tensor, place: Int32) -> Float32:
+    """``logits[place]``, from registers."""
+    logit = logits[0]
+    for i in cutlass.range_constexpr(1, cute.size(logits)):
+        logit = logits[i] if place == i else logit
+    return logit
+
+
+@cute.jit
+def lowest_bit(bits: Uint32) -> Int32:
+    """The place of the lowest 1 of ``bits``, which is not 0."""
+    return Int32(cute.arch.popc((bits - Uint32(1)) & ~bits))
+
+
+@cute.jit
+def _clear(counts: cute.Tensor, thread: Int32, threads: cutlass.Constexpr[int]) -> None:
+    for digit in cutlass.range(thread, DIGITS, threads, unroll=1):
+        counts[digit] = Uint32(0)
+    cute.arch.sync_threads()
+
+
+def _count(counts: cute.Tensor, digits: Uint32) -> None:
+    digit = Int32(digits & Uint32(DIGITS - 1))
+    cute.arch.atomic_add(counts.iterator + digit, Uint32(1), sem="relaxed", scope="cta")
+
+
+@cute.jit
+def _agree(
+    counts: cute.Tensor,
+    exchange: cute.Tensor,
+    found: cute.Tensor,
+    needed: Uint32,
+    place: Int32,
+    rank: Int32,
+    thread: Int32,
+    threads: cutlass.Constexpr[int],
+) -> tuple[Uint32, Uint32, Uint32]:
+    """The next digit of the ``needed``-th token of the cluster, how many have a larger one, how many this one."""
+    ctas = cute.size(exchange, mode=[1])
+    cute.arch.sync_threads()
+    merged = cute.make_tensor(counts.iterator, cute.make_layout((DIGITS, 1)))
+    if cutlass.const_expr(ctas > 1):
+        _tell(counts, exchange[place % 2, rank, None], thread, threads, ctas)
+        cluster_sync(ctas)
+        everybodys = exchange[place % 2, None, None].iterator
+        merged = cute.make_tensor(everybodys, cute.make_layout((DIGITS, ctas)))
+    if thread < 32:
+        _find(merged, needed, found, thread)
+    cute.arch.sync_threads()
+    return found[0], found[1], found[2]
+
+
+@cute.jit
+def _tell(
+    counts: cute.Tensor,
+    own_place: cute.Tensor,
+    thread: Int32,
+    threads: cutlass.Constexpr[int],
+    ctas: cutlass.Constexpr[int],
+) -> None:
+    """This CTA's histogram to all CTAs, each at ``own_place``; 16 bytes a store."""
+    quads = cute.make_tensor(counts.iterator, cute.make_layout((4, QUADS)))
+    words = cute.make_rmem_tensor((4,), Uint32)
+    for n in cutlass.range(thread, QUADS * ctas, threads, unroll=1):
+        cute.autovec_copy(quads[None, n % QUADS], words)
+        send([words[i] for i in range(4)], own_place.iterator + n % QUADS * 4, n // QUADS, ctas)
+
+
+@cute.jit
+def _find(merged: cute.Tensor, needed: Uint32, found: cute.Tensor, lane: Int32) -> None:
+    """By one warp: the digit whose tokens and those of larger digits are the first to be ``needed`` or more.
+
+    ``merged``: u32 [digits, CTAs]. ``found`` gets the digit, how many have a larger one, and how many have it.
+    """
+    # Lane 0 has the largest digits.
+    quads = cute.make_tensor(merged.iterator, cute.make_layout((4, QUADS, merged.shape[1]), stride=(1, 4, DIGITS)))
+    own = cute.make_rmem_tensor((4, LANE_DIGITS // 4), Uint32)
+    part = cute.make_rmem_tensor((4,), Uint32)
+    own.fill(0)
+    first_quad = (31 - lane) * (LANE_DIGITS // 4)
+    for cta in cutlass.range(merged.shape[1], unroll=4):  # not all at once: registers are short
+        for quad in cutlass.range_constexpr(LANE_DIGITS // 4):
+            cute.autovec_copy(quads[None, first_quad + quad, cta], part)
+            for i in cutlass.range_constexpr(4):
+                own[i, quad] = own[i, quad] + part[i]
+    total = Uint32(0)
+    for i in cutlass.range_constexpr(LANE_DIGITS):
+        total = total + own[i]
+    before = lane_sum_upto(total, lane) - total
+    for i in cutlass.range_constexpr(LANE_DIGITS - 1, -1, -1):
+        if before < needed and needed <= before + own[i]:
+            found[0] = Uint32((31 - lane) * LANE_DIGITS + i)
+            found[1] = before
+            found[2] = own[i]
+        before = before + own[i]
+
+
+@cute.jit
+def lane_sum_upto(value: Uint32, lane: Int32) -> Uint32:
+    """The sum of the ``value`` of this lane and those before it."""
+    for step in cutlass.range_constexpr(5):
+        other = cute.arch.shuffle_sync_up(value, 1 << step, mask_and_clamp=0)
+        value = value + (other if lane >= 1 << step else Uint32(0))
+    return value

@@ -15,6 +15,7 @@ from dsv4.generator.verify.operators.sample import PARAMETERS, acceptable
 from tests.ops.builds import build_all, findings, ptx, takes_what_was_predicted
 
 ARCHS = ("sm_90a", "sm_100a")
+CASES = 21  # that are not empty
 # V, bf16, pdl, configuration; none is a default kernel
 SHAPES = {
     "one CTA": (320, False, False, {"ctas": 1, "threads": 64}),
@@ -45,7 +46,20 @@ def test_the_logits_are_read_once_16_bytes_at_a_time(built: dict[str, BuildResul
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_of_a_kernel_that_is_no_default(built: dict[str, BuildResult], shape: str) -> None:
-    assert findings(built[shape], range(7)) == []
+    assert findings(built[shape], range(CASES)) == []
+
+
+@pytest.mark.parametrize("schedule", ["late", "early", "newest-first", "starve:0:0", "mixed:1"])
+def test_a_list_digits_ties_and_shares_under_other_schedules(built: dict[str, BuildResult], schedule: str) -> None:
+    assert findings(built["a cluster"], (1, 3, 8, 11, 13, 19, 20), schedule) == []
+
+
+def test_two_ctas_share_an_sm() -> None:
+    """Top-k and top-p take no more registers than a row that wants neither."""
+    assert plan("sample", "sm_90a").budget.blocks_per_sm == 2
+    assert plan("sample", "sm_90a", config={"ctas": 8, "threads": 512}).budget.blocks_per_sm == 1
+    text = emit(plan("sample", "sm_90a")).text
+    assert "min_blocks_per_mp=2" in text and "GROUP_LANES = 32 " in text
 
 
 def test_an_emitted_file_has_nothing_of_a_cluster_where_one_cta_has_the_row() -> None:
@@ -65,10 +79,19 @@ def test_the_judge_accepts_the_references_tokens_and_few_others() -> None:
         assert (case.expected["accepted"].sum(dim=1) <= 2).all()
 
 
-@pytest.mark.parametrize("number", range(7))
-def test_the_judge_finds_another_token(number: int) -> None:
-    case = cases("sample", {"V": 1000}, {"bf16_logits": False})[number]
-    assert not judge("sample", {"token": (case.expected["token"] + 1) % 1000}, case).ok
+def test_the_judge_finds_another_token() -> None:
+    made = cases("sample", {"V": 1000}, {"bf16_logits": False})
+    assert len(made) == CASES
+    for case in made:
+        assert not judge("sample", {"token": (case.expected["token"] + 1) % 1000}, case).ok, case.name
+
+
+def test_the_edge_of_a_case_is_where_one_more_token_changes_the_draw() -> None:
+    made = [case for case in cases("sample", {"V": 1000}, {"bf16_logits": False}) if "by the edge" in case.name]
+    assert len(made) == 8
+    for case in made:
+        outside, inside = case.expected["token"].tolist()
+        assert outside != inside, case.name
 
 
 def test_only_a_mass_close_to_p_leaves_a_choice() -> None:

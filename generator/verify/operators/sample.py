@@ -23,10 +23,16 @@ MASS_ERROR = 1e-5
 SCORE_ERROR = 1e-5
 RELATIVE_SCORE_ERROR = 2.0**-21
 
-THOROUGH_CASES = (0, 1)
-"""One row each, of the largest and of top-k with top-p (numbers in the list without empty cases)."""
+THOROUGH_CASES = (1, 8)
+"""One row each: a small top-k with top-p, and a large one (numbers in the list without empty cases)."""
+
+FLAT = 1e4
+"""A temperature at which the noise alone decides between logits of a few units."""
 
 WORKLOAD_SIZES = {"R": 64}
+
+LISTED = 256
+"""Tokens on the short list of a CTA of so many threads or more."""
 
 PARAMETERS = ("temperature", "top_k", "top_p", "seed", "position")
 
@@ -74,20 +80,31 @@ def cases(
     def normal(rows: int, spread: float = 3.0) -> torch.Tensor:
         return torch.randn(rows, vocabulary, generator=generator) * spread
 
+    def random_seeds(rows: int) -> torch.Tensor:
+        """Seeds and positions, i64 [2, rows]."""
+        big = torch.randint(-(2**62), 2**62, (2, rows), generator=generator)
+        return torch.stack((big[0], big[1].abs() % 100000))
+
     def add(
-        name: str, logits: torch.Tensor, temperature: list[float], top_k: list[int], top_p: list[float], gap: int = 0
+        name: str,
+        logits: torch.Tensor,
+        temperature: list[float],
+        top_k: list[int],
+        top_p: list[float],
+        gap: int = 0,
+        seeds: torch.Tensor | None = None,
     ) -> None:
         rows = logits.shape[0]
         padded = torch.full((rows, vocabulary + gap), math.nan, dtype=dtype)  # NaN in the gap: never to be read
         padded[:, :vocabulary] = logits.to(dtype)
         held = padded.to(device)[:, :vocabulary]
-        big = torch.randint(-(2**62), 2**62, (2, rows), generator=generator)
+        big = seeds if seeds is not None else random_seeds(rows)
         values = (
             torch.tensor(temperature, dtype=torch.float32),
             torch.tensor(top_k, dtype=torch.int64),
             torch.tensor(top_p, dtype=torch.float32),
             big[0],
-            big[1].abs() % 100000,
+            big[1],
         )
         inputs: dict[str, Value] = dict(zip(PARAMETERS, (each.to(device) for each in values), strict=True))
         exact, accepted = acceptable(held, *(inputs[each] for each in PARAMETERS))  # type: ignore[arg-type]
@@ -114,7 +131,55 @@ def cases(
     zeros[0, 3], zeros[0, 9] = -0.0, 0.0
     zeros[1, 9], zeros[1, vocabulary - 2] = 0.0, -0.0
     add("zeros of both signs are equal: the lower index", zeros, [0.0, 1.0], [0, 1], [1.0, 1.0])
+    add("a large top-k and top-p 0.7", normal(1), [0.9], [min(600, vocabulary // 2)], [0.7])
+    add("top-p tiny, small, nearly 1", normal(3), [2.0, 5.0, 1.0], [0, 0, 0], [1e-6, 0.05, 1 - 2.0**-24])
+    add("huge, tiny and denormal", *_extreme(normal(5), dtype))
+    sides = torch.stack((normal(1)[0], normal(1)[0]))
+    sides[0, :100] += 100.0
+    sides[1, -min(400, vocabulary // 2) :] += 100.0
+    add("the large ones side by side: the list of a small top-k fits or not", sides, [9.0] * 2, [20] * 2, [1.0, 0.9])
+
+    listed = min(int(config.get("threads", LISTED)), LISTED)
+    two = torch.zeros(2, vocabulary)
+    for row, size in enumerate((listed, listed + 1)):
+        two[row, torch.randperm(vocabulary, generator=generator)[:size]] = 4.0
+    add("as many above the bound as the list holds, and one more", two, [FLAT] * 2, [2, 2], [1.0, 1.0])
+
+    # The token with the largest noise is the first to be dropped, or the last to be kept.
+    def at_edge(name: str, logits: torch.Tensor, rank: int | None, wanted: int = 0) -> None:
+        """``rank``: where to put that token, None to leave it. Top-k ends there, or top-p of the first ``wanted``."""
+        seeds = random_seeds(1)
+        row = logits.to(dtype).clone()
+        best = int(reference.gumbel(seeds[0], seeds[1], torch.arange(vocabulary), dtype=torch.float64).argmax())
+        order = reference.descending(row[None]).indices[0]
+        if rank is not None:
+            row[[best, int(order[rank])]] = row[[int(order[rank]), best]]
+            order = reference.descending(row[None]).indices[0]
+        rank = int((order == best).nonzero())
+        top_k, top_p = [rank, rank + 1], [1.0, 1.0]
+        if wanted:
+            top_k, top_p = [wanted, wanted], [(rank - 0.5) / wanted, (rank + 0.5) / wanted]
+        add(name, row.float().repeat(2, 1), [FLAT, FLAT], top_k, top_p, seeds=seeds.repeat(1, 2))
+
+    at_edge("all logits equal, by the edge of top-k", torch.full((vocabulary,), 0.25), None)
+    at_edge("two logits, by the edge of top-k", (torch.arange(vocabulary) % 3 == 0).float(), None)
+    for rank in (2, 30, min(1000, vocabulary // 2), vocabulary - 2):
+        at_edge(f"by the edge of top-k, rank {rank}", normal(1)[0], rank)
+    at_edge("by the edge of top-p in a small top-k", normal(1)[0], 33, 36)
+    at_edge("by the edge of top-p in a large top-k", normal(1)[0], 100, 300)
     return made
+
+
+def _extreme(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, list[float], list[int], list[float]]:
+    """Rows of ``logits`` [5, V], standard normal times 3, taken to the ends of float32; temperature, top-k, top-p."""
+    rows = logits.clone()
+    rows[0] = rows[0] * 1e-40  # denormal
+    largest = torch.finfo(dtype).max
+    rows[1] = (rows[1] * 1e38).clamp(-largest, largest)  # differences beyond float32
+    rows[3] = rows[3] * 2.0 - 95.0  # weights around the least float32
+    rows[3, 17] = 0.0
+    rows[4] = rows[4] * 1e4
+    return rows, [2e-38, 1e37, 1e-3, 1.0, 3.0], [7, 50, 0, 0, 300], [0.9, 0.99, 0.999999, 0.9999999, 1.0]
 
 
 def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
