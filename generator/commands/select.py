@@ -43,7 +43,9 @@ class Selection:
 
     @property
     def archs(self) -> list[str]:
-        return [self.arch] if self.arch else list_archs()
+        if self.arch:
+            return [self.arch]
+        return [arch for arch in list_archs() if self.op is None or arch in load_op(self.op).archs]
 
     def plans(self) -> list[KernelPlan]:
         """Every kernel selected: the defaults, or the one that --dims, --variant and --set describe, per arch.

@@ -195,10 +195,11 @@ def _predicted(budget: Budget) -> Resources:
 def default_plans(op: str | OpSpec, arch: str, model: str | None = None) -> list[KernelPlan]:
     """Every default kernel of ``op`` on ``arch``: the products of the spec's build list, in order, each once.
 
-    Empty for an operator of ``status: planned``. Raises Refused if a default does not fit (a fault of the spec).
+    Empty for an operator of ``status: planned`` and for an arch without a template. Raises Refused if a default does
+    not fit (a fault of the spec).
     """
     spec = load_op(op) if isinstance(op, str) else op
-    if spec.status == "planned":
+    if spec.status == "planned" or arch not in spec.archs:
         return []
     plans: dict[str, KernelPlan] = {}
     for rule in spec.build:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dsv4.runtime.ops import sparse_attention_decode
+from dsv4.runtime.ops.kernel import KernelPath, Served
 from dsv4.runtime.ops.plain import Operator, in_range
 from dsv4.runtime.pool import Pool
 from dsv4.runtime.reference import sparse_attention as reference
@@ -15,6 +18,39 @@ def _check_values(op: str, values: dict[str, Any]) -> None:
     in_range(op, "window_rows", values["window_rows"], -1, values["window"].rows - 1)
     if values["compressed"] is not None:
         in_range(op, "compressed_rows", values["compressed_rows"], -1, values["compressed"].rows - 1)
+
+
+def _serves(
+    q: torch.Tensor,
+    window: Pool,
+    window_rows: torch.Tensor,
+    compressed: Pool | None,
+    compressed_rows: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    **options: Any,
+) -> Served | None:
+    second = (compressed, _one_query(compressed_rows), None)
+    return sparse_attention_decode.served(q[:, None], window, window_rows[:, None], None, *second, sink, **options)
+
+
+def _call(
+    kernel: Callable[..., None],
+    q: torch.Tensor,
+    window: Pool,
+    window_rows: torch.Tensor,
+    compressed: Pool | None,
+    compressed_rows: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    second = (compressed, _one_query(compressed_rows), None)
+    rows = window_rows[:, None]
+    out, lse = sparse_attention_decode.call(kernel, q[:, None], window, rows, None, *second, sink, **options)
+    return out[:, 0], lse[..., 0]
+
+
+def _one_query(rows: torch.Tensor | None) -> torch.Tensor | None:
+    return None if rows is None else rows[:, None]
 
 
 _operator = Operator(
@@ -28,6 +64,8 @@ _operator = Operator(
     "sink?: wide [H]",
     dynamic=("T", "K1"),
     check_values=_check_values,
+    kernel=KernelPath(_serves, _call),
+    returns=2,
 )
 
 

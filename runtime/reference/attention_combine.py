@@ -17,10 +17,11 @@ def attention_combine(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """parts [P, T, H, D] without sink and part_lse [P, T, H] give (out [T, H, D], lse [T, H]).
 
-    lse = log Σ e^(part_lse), out = Σ e^(part_lse − lse) · part. A part without keys has lse −∞ and counts nothing,
-    whatever its values; where no part has keys, out = 0 and lse = −∞. ``sink`` [H] scales out at the end.
+    lse = log Σ e^(part_lse), out = Σ e^(part_lse − lse) · part. A part without keys has lse −∞ or (FlashMLA's) +∞ and
+    counts nothing, whatever its values; where no part has keys, out = 0 and lse = −∞. ``sink`` [H] scales out at last.
     """
     wide = part_lse.to(dtype)
+    wide = wide.masked_fill(wide.isposinf(), -torch.inf)
     lse = torch.logsumexp(wide, dim=0)
     finite = lse.masked_fill(lse.isneginf(), 0.0)
     weights = (wide - finite).exp()[..., None]

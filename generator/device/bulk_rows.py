@@ -1,0 +1,63 @@
+"""Rows of bytes from global to shared memory, each by a copy of its own of the bulk copy engine, and vectors there.
+
+``cp.async.bulk`` takes 16 bytes and more of one row from any lane, without a descriptor: what a gather needs on a chip
+that has no gather mode. Addresses are numbers: 64 bits in global memory, 32 bits in the CTA's shared memory.
+"""
+
+from __future__ import annotations
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Int64, Uint32
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import dsl_user_op
+
+
+@dsl_user_op
+def copy_row(target: Int32, source: Int64, row_bytes: int, barrier: Int32, *, loc=None, ip=None) -> None:
+    """Start the copy of ``row_bytes`` (a multiple of 16) from ``source`` to ``target``, both multiples of 16.
+
+    The bytes count on the mbarrier at ``barrier``, which expects them. Nothing that other threads do with ``target``
+    may still be under way: a barrier has to lie between.
+    """
+    operands = [
+        Int32(target).ir_value(loc=loc, ip=ip),
+        Int64(source).ir_value(loc=loc, ip=ip),
+        Int32(row_bytes).ir_value(loc=loc, ip=ip),
+        Int32(barrier).ir_value(loc=loc, ip=ip),
+    ]
+    text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
+    llvm.inline_asm(
+        None, operands, text, "r,l,r,r,~{memory}", has_side_effects=True, is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
+    )  # fmt: skip
+
+
+@cute.jit
+def shared_vector(address: Int32) -> cute.Tensor:
+    """A view of the 16 bytes of shared memory at ``address``, as four Uint32."""
+    pointer = cute.make_ptr(Uint32, address, cute.AddressSpace.smem, assumed_align=16)
+    return cute.make_tensor(pointer, cute.make_layout(4))
+
+
+@cute.jit
+def load_shared(address: Int32, registers: cute.Tensor) -> None:
+    """Load 16 bytes at ``address`` into four 32-bit registers."""
+    atom = cute.make_copy_atom(cute.nvgpu.CopyS2ROp(), Uint32, num_bits_per_copy=128)
+    cute.copy(atom, shared_vector(address), registers)
+
+
+@cute.jit
+def store_shared(address: Int32, registers: cute.Tensor) -> None:
+    """Store four 32-bit registers as 16 bytes at ``address``."""
+    atom = cute.make_copy_atom(cute.nvgpu.CopyR2SOp(), Uint32, num_bits_per_copy=128)
+    cute.copy(atom, registers, shared_vector(address))
+
+
+@cute.jit
+def load_global(address: Int64, registers: cute.Tensor) -> None:
+    """Load ``registers`` (Uint32, 1, 2 or 4) from global memory at ``address``, a multiple of their bytes."""
+    count = cutlass.const_expr(cute.size(registers))
+    pointer = cute.make_ptr(Uint32, address, cute.AddressSpace.gmem, assumed_align=4 * count)
+    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), Uint32, num_bits_per_copy=32 * count)
+    cute.copy(atom, cute.make_tensor(pointer, cute.make_layout(count)), registers)

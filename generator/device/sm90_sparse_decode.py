@@ -1,0 +1,321 @@
+"""The roles of a decoding attention on Hopper whose keys are gathered rows: three that pass a tile of 64 keys on.
+
+Four warps gather and dequantise the keys (``kv_rows``, ``kv_dequant``), a ring of tiles in shared memory. One warpgroup
+makes S = Q·Kᵀ of up to 64 heads, keeps the online softmax, and writes P and the factor that O has to be scaled by. Two
+warpgroups own 256 columns of O each and add P·V, V being the tile that K was. So each product is made once, and the
+warpgroup of S is a tile ahead of those of O. A part of Q is in registers, where the tensor cores need not read it from
+shared memory again for each tile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Uint32
+from cutlass.cute.nvgpu import warpgroup
+
+from dsv4.generator.device import kv_plain, kv_rows, sm90_ring, sm90_wgmma, softmax
+from dsv4.generator.device.bulk_rows import load_global, store_shared
+from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES, dequantise_slot
+
+HEAD_DIM = 512
+ROWS = sm90_wgmma.WARPGROUP_ROWS
+TILE_KEYS = kv_rows.TILE_KEYS
+VALUE_WARPGROUPS = 2
+VALUE_COLUMNS = HEAD_DIM // VALUE_WARPGROUPS
+PRODUCT_COLUMNS = 128
+"""Of one wgmma of the values: 256 would take more registers than a thread of 512 has when the kernel is compiled."""
+
+# Named barriers (0 is the CTA's own).
+SCORE_BARRIER = 1
+STATISTICS_BARRIER = 2
+
+
+class Barriers(NamedTuple):
+    """Pointers to the first mbarrier of each kind. ``raw_full``: two for each gathering warp,
+    or None with rows of bf16. The others one a slot of
+    the ring; a slot holds a tile of keys, its P and its factors, and is empty when the warpgroups of O are done."""
+
+    raw_full: cute.Pointer | None
+    keys_full: cute.Pointer
+    scores_full: cute.Pointer
+    empty: cute.Pointer
+
+
+class Ring(NamedTuple):
+    """Shared memory of the ring: ``keys`` (64, 512, slot) and ``p`` (64, 64, slot) bf16, swizzled; ``factors``
+    (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts."""
+
+    keys: cute.Tensor
+    p: cute.Tensor
+    factors: cute.Tensor
+    is_key: cute.Tensor
+
+
+@cute.jit
+def first_row(thread: Int32) -> Int32:
+    """The first of a thread's two rows of an accumulator; the other is 8 further (shifts: thread is not negative)."""
+    return ((thread >> 5) << 4) + ((thread & 31) >> 2)
+
+
+@cute.jit
+def init_barriers(barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int]):
+    """Initialises every mbarrier; to be called by one thread."""
+    if cutlass.const_expr(barriers.raw_full is not None):
+        for number in cutlass.range_constexpr(kv_rows.WARPS * kv_rows.SLOTS):
+            cute.arch.mbarrier_init(barriers.raw_full + number, 1)
+    for slot in cutlass.range_constexpr(slots):
+        cute.arch.mbarrier_init(barriers.keys_full + slot, kv_rows.WARPS)
+        cute.arch.mbarrier_init(barriers.scores_full + slot, 4)
+        cute.arch.mbarrier_init(barriers.empty + slot, 4 * VALUE_WARPGROUPS)
+
+
+@cute.jit
+def feed(
+    segments: cutlass.Constexpr,
+    first_tile: Int32,
+    last_tile: Int32,
+    raw: cute.Pointer,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    warp: Int32,
+    lane: Int32,
+    slots: cutlass.Constexpr[int],
+):
+    """Gathering warp ``warp`` (0 … 3): its 16 keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
+
+    ``raw`` points to the warp's two slots of raw rows. The row numbers of a tile are loaded two tiles ahead, its rows
+    one tile ahead.
+    """
+    raw_address, full = raw.toint(), barriers.raw_full + warp * kv_rows.SLOTS
+    keys_address = ring.keys.iterator.toint()
+    slot, phase, raw_phase = Int32(0), Int32(0), Int32(0)
+    row = kv_rows.load_row(segments, first_tile, warp, lane)
+    low, high = Uint32(0), Uint32(0)
+    if first_tile < last_tile:
+        body, tail = kv_rows.address_of(segments, first_tile, row)
+        low, high = kv_rows.load_scales(tail, row >= 0)
+        for part in cutlass.range_constexpr(kv_rows.SLOTS):
+            kv_rows.ask_for_slot(part, body, row >= 0, raw_address, full, lane)
+    next_row = Int32(-1)
+    if first_tile + 1 < last_tile:
+        next_row = kv_rows.load_row(segments, first_tile + 1, warp, lane)
+    for tile in cutlass.range(first_tile, last_tile, unroll=1):
+        is_last = tile + 1 == last_tile
+        body, tail = kv_rows.address_of(segments, tile + 1, next_row)
+        next_low, next_high = kv_rows.load_scales(tail, next_row >= 0)
+        row_after = Int32(-1)
+        if tile + 2 < last_tile:
+            row_after = kv_rows.load_row(segments, tile + 2, warp, lane)
+        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        tile_address = keys_address + slot * TILE_BYTES
+        for part in cutlass.range_constexpr(kv_rows.SLOTS):
+            cute.arch.mbarrier_wait(full + part, raw_phase)
+            first_row = warp * kv_rows.WARP_KEYS + part * kv_rows.SLOT_ROWS
+            dequantise_slot(part, raw_address, tile_address, first_row, keys, low, high, lane)
+            cute.arch.sync_warp()
+            if not is_last:
+                kv_rows.ask_for_slot(part, body, next_row >= 0, raw_address, full, lane)
+        if lane == 0:
+            ring.is_key[warp, slot] = keys
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_warp()
+        sm90_ring.release(barriers.keys_full, slot)
+        row, low, high, next_row = next_row, next_low, next_high, row_after
+        slot, phase = sm90_ring.next_position(slot, phase, slots)
+        raw_phase ^= 1
+
+
+@cute.jit
+def feed_plain(
+    segments: cutlass.Constexpr,
+    first_tile: Int32,
+    last_tile: Int32,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    warp: Int32,
+    lane: Int32,
+    slots: cutlass.Constexpr[int],
+):
+    """``feed`` for rows of bf16, which need no raw slots: a tile is on its way while the one before is worked on."""
+    keys_address = ring.keys.iterator.toint()
+    slot, phase = Int32(0), Int32(0)
+    row = kv_rows.load_row(segments, first_tile, warp, lane)
+    for tile in cutlass.range(first_tile, last_tile, unroll=1):
+        next_row = Int32(-1)
+        if tile + 1 < last_tile:
+            next_row = kv_rows.load_row(segments, tile + 1, warp, lane)
+        address = kv_plain.row_address(segments, tile, row)
+        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        kv_plain.gather_rows(address, row, keys_address + slot * TILE_BYTES, warp, lane)
+        if lane == 0:
+            ring.is_key[warp, slot] = keys
+        cute.arch.cp_async_wait_group(0)
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_warp()
+        sm90_ring.release(barriers.keys_full, slot)
+        row = next_row
+        slot, phase = sm90_ring.next_position(slot, phase, slots)
+
+
+@cute.jit
+def load_q(
+    q: cute.Tensor,
+    heads: Int32,
+    smem_q: cute.Tensor,
+    registers: cute.Tensor,
+    thread: Int32,
+    register_columns: cutlass.Constexpr[int],
+):
+    """Warpgroup of S: Q's first ``register_columns`` columns into operand fragments, the others to shared memory.
+
+    ``q`` [64 or fewer heads, 512] bf16; rows from ``heads`` on become zeros. ``registers`` is ``((2, 2, 2), 1, k
+    steps)``, ``smem_q`` the swizzled (64, 512 − register_columns).
+    """
+    head_stride = q.stride[0]
+    pieces = (HEAD_DIM - register_columns) // 8  # of 16 bytes, a row
+    smem_address = smem_q.iterator.toint()
+    # Four loads in flight: with all of them, and Q's other part, the registers would not do.
+    for turn in cutlass.range(ROWS * pieces // 128, unroll=4):
+        number = turn * 128 + thread
+        own_row, piece = number // pieces, number % pieces
+        values = cute.make_rmem_tensor((4,), Uint32)
+        values.fill(0)
+        if own_row < heads:
+            place = q.iterator + own_row * head_stride + (register_columns + 8 * piece)
+            load_global(place.toint(), values)
+        target = smem_address + (piece >> 3) * BLOCK_BYTES + own_row * ROW_BYTES
+        store_shared(target + ((piece ^ own_row) & 7) * PIECE_BYTES, values)
+    row, pair = first_row(thread), thread & 3
+    pairs = cute.recast_tensor(registers, Uint32)  # ((1, 2 rows, 2 column halves), 1, k steps)
+    pairs.fill(0)
+    for half in cutlass.range_constexpr(2):
+        if row + 8 * half < heads:
+            start = q.iterator + (row + 8 * half) * head_stride
+            words = cute.make_tensor(
+                cute.recast_ptr(start, dtype=Uint32), cute.make_layout((4, 2, register_columns // 16), stride=(1, 4, 8))
+            )
+            for step in cutlass.range_constexpr(register_columns // 16):
+                for side in cutlass.range_constexpr(2):
+                    pairs[(0, half, side), 0, step] = words[pair, side, step]
+    cute.arch.fence_view_async_shared()
+    cute.arch.barrier(barrier_id=SCORE_BARRIER, number_of_threads=128)
+
+
+@cute.jit
+def score(
+    tiles: Int32,
+    scale_log2: Float32,
+    smem_q: cute.Tensor,
+    q_registers: cute.Tensor,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    row_max: cute.Tensor,
+    row_sum: cute.Tensor,
+    thread: Int32,
+    register_columns: cutlass.Constexpr[int],
+    slots: cutlass.Constexpr[int],
+):
+    """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l."""
+    mma_rs = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
+    mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
+    thread_rs, thread_ss = mma_rs.get_slice(thread), mma_ss.get_slice(thread)
+    keys = thread_rs.make_fragment_B(thread_rs.partition_B(ring.keys))
+    k_steps = register_columns // 16
+    assert cute.size(keys, mode=[2]) == HEAD_DIM // 16, keys.shape
+    slot, phase = Int32(0), Int32(0)
+    correction = cute.make_rmem_tensor((2,), Float32)
+    row_max.fill(-Float32.inf)
+    row_sum.fill(0.0)
+    for _ in cutlass.range(tiles, unroll=1):
+        scores = sm90_wgmma.accumulator(TILE_KEYS)
+        sm90_ring.wait_full(barriers.keys_full, slot, phase)
+        tile_keys = keys[None, None, None, slot]
+        warpgroup.fence()
+        atom = cute.make_mma_atom(mma_rs.op)
+        atom.set(warpgroup.Field.ACCUMULATE, False)
+        for step in cutlass.range_constexpr(k_steps):
+            cute.gemm(atom, scores, q_registers[None, None, step], tile_keys[None, None, step], scores)
+            atom.set(warpgroup.Field.ACCUMULATE, True)
+        q_operand = thread_ss.make_fragment_A(thread_ss.partition_A(smem_q))
+        atom_ss = cute.make_mma_atom(mma_ss.op)
+        atom_ss.set(warpgroup.Field.ACCUMULATE, True)
+        for step in cutlass.range_constexpr(HEAD_DIM // 16 - k_steps):
+            cute.gemm(atom_ss, scores, q_operand[None, None, step], tile_keys[None, None, k_steps + step], scores)
+        warpgroup.commit_group()
+        warpgroup.wait_group(0)
+        rows = sm90_wgmma.rows_of(scores)
+        hide_absent(rows, ring.is_key[None, slot], thread)
+        softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True)
+        # The slot's P and factors are free: its keys were filled after the warpgroups of O had left it.
+        p = ring.p[None, None, slot]
+        sm90_wgmma.store_accumulator(scores, mma_ss, p, thread)
+        if thread & 3 == 0:
+            row = first_row(thread)
+            for half in cutlass.range_constexpr(2):
+                ring.factors[row + 8 * half, slot] = correction[half]
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_warp()
+        sm90_ring.release(barriers.scores_full, slot)
+        slot, phase = sm90_ring.next_position(slot, phase, slots)
+
+
+@cute.jit
+def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
+    """Scores of keys that do not count become −∞. ``rows`` (2, 16): this thread's columns 8·b + 2·(lane mod 4) + e."""
+    first = is_key[0] | (is_key[1] << Uint32(16))
+    second = is_key[2] | (is_key[3] << Uint32(16))
+    if (first & second) != Uint32(0xFFFFFFFF):
+        shift = Uint32(2 * (thread & 3))
+        words = (first >> shift, second >> shift)
+        for column in cutlass.range_constexpr(16):
+            block, element = column // 2, column % 2
+            bit = (words[block // 4] >> Uint32(8 * (block % 4) + element)) & Uint32(1)
+            for half in cutlass.range_constexpr(2):
+                rows[half, column] = rows[half, column] if bit == Uint32(1) else -Float32.inf
+
+
+@cute.jit
+def add_values(
+    tiles: Int32,
+    part: Int32,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    accs_o: cutlass.Constexpr,
+    thread: Int32,
+    slots: cutlass.Constexpr[int],
+):
+    """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles."""
+    mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
+    thread_mma = mma.get_slice(thread)
+    p = thread_mma.make_fragment_A(thread_mma.partition_A(ring.p))
+    columns = sm90_wgmma.transposed(ring.keys)
+    products = VALUE_COLUMNS // PRODUCT_COLUMNS
+    values = [
+        thread_mma.make_fragment_B(
+            thread_mma.partition_B(
+                cute.local_tile(columns, (PRODUCT_COLUMNS, TILE_KEYS), (part * products + i, 0, None))
+            )
+        )
+        for i in range(products)
+    ]
+    row = first_row(thread)
+    slot, phase = Int32(0), Int32(0)
+    for acc in accs_o:
+        acc.fill(0.0)
+    factor = cute.make_rmem_tensor((2,), Float32)
+    for _ in cutlass.range(tiles, unroll=1):
+        sm90_ring.wait_full(barriers.scores_full, slot, phase)
+        for half in cutlass.range_constexpr(2):
+            factor[half] = ring.factors[row + 8 * half, slot]
+        for i in cutlass.range_constexpr(products):
+            softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
+        for i in cutlass.range_constexpr(products):
+            sm90_wgmma.issue(mma, accs_o[i], p[None, None, None, slot], values[i][None, None, None, slot], True)
+        warpgroup.wait_group(0)
+        sm90_ring.release(barriers.empty, slot)
+        slot, phase = sm90_ring.next_position(slot, phase, slots)

@@ -1,0 +1,167 @@
+"""sparse_attention_decode for Hopper: what the compiled code contains, its values in the emulator, and the judge."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4.generator.build import BuildResult, probe
+from dsv4.generator.spec import Refused, plan
+from dsv4.generator.verify import cases, judge
+from dsv4.generator.verify.case import Case
+from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.runtime.cache import Artifact
+from tests.ops import builds as builds
+
+OP, ARCH = "sparse_attention_decode", "sm_90a"
+ALL = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
+# heads, flags, configuration
+CONFIGURATIONS: dict[str, tuple[int, dict[str, bool | str], dict[str, int]]] = {
+    "alone": (64, {**ALL, "pdl": True}, {"splits": 1}),
+    "window only": (8, {"has_sink": False, "has_max": True}, {"splits": 1, "q_register_columns": 192}),
+    "two blocks of heads, two splits": (80, {"extra": "rows", "has_length1": True}, {"splits": 2}),
+    "eight splits": (16, ALL, {"splits": 8}),
+    "pages of a request": (64, {"extra": "pages", "has_length0": True, "has_sink": True}, {"splits": 4}),
+    "rows of bf16": (
+        64,
+        {"cache": "plain", "extra": "rows", "has_length0": True, "has_sink": True, "has_max": True},
+        {"splits": 2},
+    ),
+    "as many splits as there is room for": (64, {"extra": "rows", "has_sink": True}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BuildResult]:
+    plans = [
+        plan(OP, ARCH, dims={"H": heads}, variant=dict(flags), config=dict(config))
+        for heads, flags, config in CONFIGURATIONS.values()
+    ]
+    return dict(zip(CONFIGURATIONS, builds.build_all(plans, tmp_path_factory.mktemp(OP)), strict=True))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_it_compiles_to_what_was_predicted(built: dict[str, BuildResult], name: str) -> None:
+    builds.takes_what_was_predicted(built[name])
+    (launch,) = builds.manifest(built[name]).launches
+    assert launch.block == (512, 1, 1) and launch.cluster == (CONFIGURATIONS[name][2].get("splits", 1), 1, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_each_product_is_issued_once(built: dict[str, BuildResult], name: str) -> None:
+    text = builds.ptx(built[name])
+    found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
+    assert sorted(found) == sorted(["64"] * (512 // 16) + ["128"] * (2 * 64 // 16))
+    packed = builds.manifest(built[name]).variant["cache"] == "kv_fp8"
+    assert text.count("cp.async.bulk.shared::cluster.global") == (
+        4 if packed else 0
+    )  # two slots, before and in the loop
+    assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> None:
+    made = builds.manifest(built[name])
+    count = len(cases(OP, made.dims, made.variant, config=made.config))
+    assert builds.findings(built[name], range(count)) == []
+
+
+@pytest.mark.parametrize("name", ["alone", "eight splits"])
+def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult], name: str) -> None:
+    artifact = Artifact.read(builds.folder(built[name]))
+    case = cases(OP, {"H": CONFIGURATIONS[name][0]}, artifact.manifest.variant)[5]
+    whole = launched(artifact, case, slice(None), "late")
+    for got, again in zip(whole, launched(artifact, case, slice(None), "early"), strict=True):
+        assert torch.equal(got.view(torch.int16), again.view(torch.int16))
+    for request in (3, 7, 13):
+        alone = launched(artifact, case, slice(request, request + 1), "mixed:1")
+        for got, one in zip(whole, alone, strict=True):
+            assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
+
+
+def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse of some requests of a case."""
+    kernel = EmulatedKernel(artifact)
+    kernel.schedule = schedule
+    values = dict(case.inputs)
+    for name in ("q", "index0", "index1", "length0", "length1"):
+        value = values[name]
+        values[name] = value[requests].clone() if isinstance(value, torch.Tensor) else value
+    q = values["q"]
+    assert isinstance(q, torch.Tensor)
+    values["max_logits"] = None
+    values["out"], values["lse"] = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
+    kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
+    assert kernel.report is not None and kernel.report.ok
+    out, lse = values["out"], values["lse"]
+    assert isinstance(out, torch.Tensor) and isinstance(lse, torch.Tensor)
+    return out, lse
+
+
+@pytest.mark.parametrize(
+    ("requests", "queries", "keys", "expected"),
+    [
+        (1, 1, (128, 512), 8),
+        (8, 2, (128, 512), 8),
+        (17, 1, (128, 512), 4),
+        (66, 1, (128, 512), 2),
+        (67, 1, (128, 512), 1),
+        (1, 1, (128, 65), 4),  # four tiles
+        (1, 1, (64, 1), 2),
+        (1, 1, (64, 0), 1),
+    ],
+)
+def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
+    built: dict[str, BuildResult], tmp_path: Path, requests: int, queries: int, keys: tuple[int, int], expected: int
+) -> None:
+    result = built["as many splits as there is room for"]
+    shutil.copy(builds.folder(result) / "kernel.so", tmp_path)
+
+    def tensor(dtype: str, *shape: int) -> dict[str, Any]:
+        strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        return {"dtype": dtype, "shape": shape, "strides": strides}
+
+    out, pool = tensor("bf16", requests, queries, 64, 512), tensor("u8", 3, 37440)
+    index0, index1 = (tensor("i32", requests, queries, count) for count in keys)
+    none = {"none": True}
+    arguments = [out, pool, none, index0, none, pool, none, index1, none, none, none, tensor("f32", 64), out]
+    arguments += [tensor("f32", requests, 64, queries), none, *({"scalar": value} for value in (64, 64, 0.04, -1e30))]
+    artifact = Artifact.read(builds.folder(result))
+    request = {"function": artifact.manifest.function, "candidates": [arguments]}
+    (launch,) = probe.run(tmp_path, request, artifact.root / "support" / "libdsv4_probe.so")
+    assert launch["cluster"][0] == expected and launch["grid"] == [requests * queries * expected, 1, 1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(Refused, match=r"storage\.smem: 238,592 B of shared memory asked for"):
+        plan(OP, ARCH, config={"q_register_columns": 128})
+    with pytest.raises(Refused, match="has_length1 with extra rows only"):
+        plan(OP, ARCH, variant={"has_length1": True})
+
+
+def test_the_judge() -> None:
+    variant = plan(OP, ARCH, variant=dict(ALL)).variant
+    case = cases(OP, {"H": 16}, variant, config={})[2]
+    right = builds.right_outputs(case)
+    assert judge(OP, right, case).ok
+
+    def said(**changed: torch.Tensor) -> str:
+        return " ".join(judge(OP, {**right, **changed}, case).findings)
+
+    sink = case.inputs["sink"]
+    assert isinstance(sink, torch.Tensor)
+    assert "lse" in said(lse=torch.logaddexp(right["lse"], sink[None, :, None]))
+    assert "out" in said(out=right["out"] * 1.02)
+    swapped = right["out"].clone()
+    swapped[0, 0, 3, 64:128] = right["out"][0, 0, 3, 128:192]
+    assert "[0, 0, 3, 6" in said(out=swapped)
+    nothing = cases(OP, {"H": 16}, variant, config={})[8]
+    answer = builds.right_outputs(nothing)
+    assert judge(OP, answer, nothing).ok
+    assert "not exactly 0" in " ".join(judge(OP, {**answer, "out": answer["out"] + 1e-6}, nothing).findings)
