@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OP ?= rms_norm
+OUT ?= build/measured
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep generated bench tables clean
+.PHONY: help setup demo test lint sweep generated bench measure tables clean
 
 help: ## what one can do here
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ generated: setup ## write generated/ anew from specs and templates
 
 bench: setup ## one operator beside its peers, on a GPU: make bench OP=fmha
 	@$(BIN)/python -m benchmarks.$(OP)
+
+measure: setup ## every bandwidth-bound operator beside its peers, on a GPU; goes on where it ended: make measure OUT=build/measured
+	@$(BIN)/python -m benchmarks.all_operators --out $(OUT)
 
 tables: setup ## the README's tables, from benchmarks/results
 	@$(BIN)/python -m benchmarks.readme_tables --write

@@ -9,6 +9,7 @@ from benchmarks.block_codes import BLOCK, code_bytes, dequantized, scale_count
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
 from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel, our_peers
+from benchmarks.peers import tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class DequantizeBenchmark:
     def peers(self) -> list[Peer]:
         return [
             *our_peers(kernel),
+            Peer("tile-kernels", tile_peer, "TileKernels' per_token_cast_back (fp8_128 only)", tile_kernels.versions),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]
 
@@ -95,6 +97,12 @@ def kernel(case: Case, *, pdl: bool) -> Call:
         sizes={"T": rows},
         result=lambda s: s["x"],
     )
+
+
+def tile_peer(case: Case) -> Call:
+    if sizes(case)[2] != "fp8_128":
+        raise Unavailable("measured for fp8_128 only")
+    return tile_kernels.cast_back(case, block=BLOCK["fp8_128"])
 
 
 def torch_compiled(case: Case) -> Call:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, compiled_peer, loaded_kernel, our_peers
+from benchmarks.peers import tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ class EmbedBenchmark:
     def peers(self) -> list[Peer]:
         return [
             *our_peers(kernel),
+            Peer("tile-kernels", tile_kernels.embed, "torch's gather, TileKernels' copies", tile_kernels.versions),
             compiled_peer(formula, arguments),
         ]
 

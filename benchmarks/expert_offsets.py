@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.peers import tile_kernels
+
+if TYPE_CHECKING:
+    import torch
 
 K, ALIGN = 6, 128
 EXPERTS = {"Flash": 256, "Pro": 384}
@@ -50,6 +54,7 @@ class ExpertOffsetsBenchmark:
     def peers(self) -> list[Peer]:
         return [
             Peer("dsv4", ours, "the kernel's host function"),
+            Peer("tile-kernels", tile_peer, "TileKernels' get_fused_mapping, in any order", tile_kernels.versions),
             Peer("torch.compile", torch_compiled, "sort, cumsum and scatter, compiled for each shape (dynamic=False)"),
         ]
 
@@ -73,11 +78,13 @@ class ExpertOffsetsBenchmark:
         }
 
     def check(self, case: Case, inputs: Inputs, output: Any) -> Mapping[str, float]:
-        """Equal to the reference, element by element."""
+        """Equal to the reference, element by element; a peer's mapping may have the rows of an expert in any order."""
         import torch
 
         from dsv4.runtime.reference.expert_offsets import expert_offsets
 
+        if isinstance(output, tile_kernels.Mapping):
+            return check_mapping(inputs["experts"], output, int(case.sizes["E"]))
         expected = expert_offsets(inputs["experts"], count=int(case.sizes["E"]), align=ALIGN)
         for name, got, right in zip(expected._fields, output, expected, strict=True):
             if not torch.equal(got, right):
@@ -87,6 +94,32 @@ class ExpertOffsetsBenchmark:
     def work(self, case: Case) -> Work:
         tokens, count = int(case.sizes["T"]), int(case.sizes["E"])
         return Work(bytes=8 * tokens * K + 4 * rows(tokens, count) + 8 * count, flops=0)
+
+
+def check_mapping(experts: torch.Tensor, got: tile_kernels.Mapping, count: int) -> dict[str, float]:
+    """Every expert's rows begin where they should, and every route has a row of its own among its expert's."""
+    import torch
+
+    from dsv4.runtime.reference.expert_offsets import expert_offsets
+
+    right = expert_offsets(experts, count=count, align=ALIGN)
+    route = got.route_row.flatten().long()
+    tokens = torch.arange(len(experts), device=route.device).repeat_interleave(K)
+    starts, chosen = right.offsets.long(), experts.flatten().long()
+    wrong = {
+        "offsets": (got.offsets != right.offsets).sum(),
+        "route_row": ((route < starts[chosen]) | (route >= starts[chosen + 1])).sum(),
+        "row_token": (got.row_token[route.clamp(0, len(got.row_token) - 1)] != tokens).sum(),
+        "rows twice": route.numel() - route.unique().numel(),
+    }
+    for name, number in wrong.items():
+        if int(number):
+            raise ValueError(f"{name}: {int(number)} are wrong")
+    return {"wrong": 0.0}
+
+
+def tile_peer(case: Case) -> Call:
+    return tile_kernels.expert_offsets(case, align=ALIGN, rows=rows(int(case.sizes["T"]), int(case.sizes["E"])))
 
 
 def ours(case: Case) -> Call:

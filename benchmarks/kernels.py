@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from benchmarks.harness.operator import Call, Inputs, Peer, Unavailable
 
 TOKENS = (1, 4, 16, 64, 256, 2048, 8192, 32768)
 """T: decoding up to 64, a chunk of a prefill above."""
+
+
+class Wanted(NamedTuple):
+    """A kernel that a benchmark asks for: its operator, static dimensions and flags, in the order of their names."""
+
+    op: str
+    dims: tuple[tuple[str, int], ...]
+    variant: tuple[tuple[str, Any], ...]
+
+
+_wanted: list[Wanted] | None = None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Wanted]]:
+    """While open no kernel is looked for: the list that it gives grows by what ``loaded_kernel`` is asked for."""
+    global _wanted
+    _wanted = []
+    try:
+        yield _wanted
+    finally:
+        _wanted = None
 
 
 def loaded_kernel(
@@ -25,20 +48,24 @@ def loaded_kernel(
     Its arguments are taken from the inputs by the names of its contract; those that the variant lacks are ``None``.
     ``result`` picks from the inputs what the kernel wrote. Raises ``Unavailable`` where the cache has no such kernel.
     """
+    if _wanted is not None:
+        _wanted.append(Wanted(op, tuple(sorted(dims.items())), tuple(sorted(variant.items()))))
+        return result
     import torch
 
     try:
         from dsv4.runtime.cache import KernelCache
         from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
         from dsv4.runtime.errors import ArtifactRefused
+        from dsv4.runtime.identity import device_identity
         from dsv4.runtime.loader import load
     except ImportError as error:
         raise Unavailable(f"dsv4 is not installed ({error})") from None
     capability = torch.cuda.get_device_capability()
     arch = ARCH_OF_CAPABILITY.get(capability, "no arch")
     cache = KernelCache()
-    name = torch.cuda.get_device_name()
-    artifact = cache.find(op, arch, dict(dims), dict(variant), dict(sizes), device=name)
+    here = device_identity(torch.cuda.current_device())
+    artifact = cache.find(op, arch, dict(dims), dict(variant), dict(sizes), device=here)
     if artifact is None:
         raise Unavailable(f"no kernel {op} for {arch}, {dict(dims)}, {dict(variant)}, {dict(sizes)} in {cache.root}")
     try:

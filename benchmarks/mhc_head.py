@@ -9,6 +9,7 @@ from benchmarks import mhc_pre
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
+from benchmarks.peers import tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class MhcHeadBenchmark:
     def peers(self) -> list[Peer]:
         return [
             *our_peers(kernel),
+            Peer("tile-kernels", tile_peer, "TileKernels' mhc_head (TF32), then torch's norm", tile_kernels.versions),
             compiled_peer(formula, arguments),
         ]
 
@@ -81,6 +83,13 @@ def formula(
 
 def arguments(s: Inputs) -> tuple[Any, ...]:
     return mhc_pre.arguments(s)
+
+
+def tile_peer(case: Case) -> Call:
+    import torch
+
+    columns = (int(case.sizes["d"]),)
+    return tile_kernels.mhc_head(case, lambda h, weight: torch.nn.functional.rms_norm(h, columns, weight, mhc_pre.EPS))
 
 
 def kernel(case: Case, *, pdl: bool) -> Call:

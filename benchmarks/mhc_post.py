@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, bf16_position, compiled_peer, loaded_kernel, our_peers
-from benchmarks.peers import tile_kernels
+from benchmarks.peers import flashinfer, tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class MhcPostBenchmark:
         return [
             *our_peers(kernel),
             Peer("tile-kernels", tile_kernels.mhc_post, "TileKernels' forward kernel", tile_kernels.versions),
+            Peer("flashinfer", flashinfer.mhc_post, "flashinfer's mhc_post, its result allocated", flashinfer.versions),
             compiled_peer(formula, arguments),
         ]
 

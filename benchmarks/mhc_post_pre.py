@@ -9,6 +9,7 @@ from benchmarks import mhc_post, mhc_pre
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
+from benchmarks.peers import flashinfer, tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,10 @@ class MhcPostPreBenchmark:
         return [
             *our_peers(kernel),
             Peer("dsv4 mhc_post, mhc_pre", two_kernels, "the two kernels one after the other"),
+            Peer(
+                "tile-kernels", tile_peer, "TileKernels' post and its two of pre, torch's norm", tile_kernels.versions
+            ),
+            Peer("flashinfer", flashinfer_peer, "flashinfer's post, torch's product, its rest", flashinfer.versions),
             compiled_peer(formula, arguments),
         ]
 
@@ -67,12 +72,24 @@ def kernel(case: Case, *, pdl: bool) -> Call:
 
 
 def two_kernels(case: Case) -> Call:
-    first, second = mhc_post.kernel(case, pdl=False), mhc_pre.kernel(case, pdl=False)
+    return one_after_the_other(mhc_post.kernel(case, pdl=False), mhc_pre.kernel(case, pdl=False))
+
+
+def tile_peer(case: Case) -> Call:
+    return one_after_the_other(tile_kernels.mhc_post(case), mhc_pre.tile_peer(case))
+
+
+def flashinfer_peer(case: Case) -> Call:
+    return one_after_the_other(flashinfer.mhc_post(case), flashinfer.mhc_pre(case))
+
+
+def one_after_the_other(first: Call, second: Call) -> Call:
+    """mhc_post, and mhc_pre of the streams that it gives."""
 
     def call(s: Inputs) -> Any:
-        first(s)
-        second({**s, "streams": s["new_streams"], "post": s["next_post"], "comb": s["next_comb"]})
-        return result(s)
+        streams = first(s)
+        after = second({**s, "streams": streams, "post": s["next_post"], "comb": s["next_comb"]})
+        return streams, *after
 
     return call
 

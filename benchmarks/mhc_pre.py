@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, compiled_peer, loaded_kernel, our_peers
-from benchmarks.peers import tile_kernels
+from benchmarks.peers import flashinfer, tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,12 @@ class MhcPreBenchmark:
             *our_peers(kernel),
             Peer(
                 "tile-kernels", tile_peer, "TileKernels' two kernels (TF32), then torch's norm", tile_kernels.versions
+            ),
+            Peer(
+                "flashinfer",
+                flashinfer.mhc_pre,
+                "torch's product (TF32), flashinfer's fused rest and its norm",
+                flashinfer.versions,
             ),
             compiled_peer(formula, arguments),
         ]

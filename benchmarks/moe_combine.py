@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, bf16_position, compiled_peer, loaded_kernel
+from benchmarks.peers import tile_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,16 @@ class MoeCombineBenchmark:
         return [Case(f"T={tokens} d={columns}", {"T": tokens, "d": columns}) for tokens, columns in sizes]
 
     def peers(self) -> list[Peer]:
-        # Other libraries' reductions of routed rows (tile-kernels' reduce) belong here.
         return [
             Peer("dsv4 kernel", lambda case: kernel(case, gathered=True, pdl=False), "the default kernel, called bare"),
             Peer("dsv4 kernel pdl", lambda case: kernel(case, gathered=True, pdl=True), "dependent launch"),
             Peer("dsv4 kernel in order", lambda case: kernel(case, gathered=False, pdl=False), "no index", shown=False),
+            Peer(
+                "tile-kernels",
+                tile_kernels.moe_combine,
+                "TileKernels' reduce_fused, the shared rows behind the routed ones",
+                tile_kernels.versions,
+            ),
             compiled_peer(formula, arguments),
         ]
 

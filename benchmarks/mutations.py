@@ -2,6 +2,8 @@
 
 Every mutation (``dsv4.emulator.mutations``) of the default kernels is run over small cases under nine schedules, until
 something is found. What nothing finds is held against the table of reasons, ``benchmarks/mutation_reasons.yaml``.
+
+The kernels are those of attention and RMSNorm; with ``--operators`` one of each other operator, at its smallest sizes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -22,13 +25,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.emulator_seeds import ALL
 from benchmarks.harness.check_file import check_path, head
 from benchmarks.harness.result import replace_text
+from benchmarks.mutated_kernels import kernels, operator_kernels
 from dsv4.emulator.mutations import FAMILIES, Mutation
 from dsv4.generator.build import build
-from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.ptx_checks import check_ptx
-from dsv4.generator.spec import plan
 from dsv4.generator.verify.emulator import SCHEDULES
 from dsv4.generator.verify.mutation_run import ERROR, Subject, Trial, attempt_all, subject
 from dsv4.runtime.artifact import Manifest, Scalar
@@ -51,7 +54,7 @@ class Reason:
     reason: str
     where: Mapping[str, Scalar] = field(default_factory=dict)
 
-    def fits(self, manifest: Manifest, mutation: Mutation) -> bool:
+    def fits(self, manifest: Manifest, mutation: Mutation | SimpleNamespace) -> bool:
         known = {**manifest.config, **manifest.dims, **manifest.variant}
         if any(known.get(name) != value for name, value in self.where.items()):
             return False
@@ -91,25 +94,11 @@ def explain(whole: Subject, trial: Trial, reasons: Sequence[Reason]) -> Survivor
     columns = whole.manifest.predicted.tmem_columns
     static: tuple[str, ...] = ()
     if "{" not in trial.mutation.after:  # their reader does not know braces within a line
-        static = tuple(sorted({each.check for each in check_ptx(trial.mutation.apply(whole.text), columns)}))
+        before = {(each.check, each.line) for each in check_ptx(whole.text, columns)}
+        after = {(each.check, each.line) for each in check_ptx(trial.mutation.apply(whole.text), columns)}
+        static = tuple(sorted({check for check, _ in after - before}))  # some rules do not fit every kernel
     fitting = [reason for reason in reasons if reason.fits(whole.manifest, trial.mutation)]
     return Survivor(trial, static, fitting[0] if fitting else None)
-
-
-def kernels() -> list[KernelPlan]:
-    """The defaults that are mutated: attention with and without causal mask and sink, rms_norm short and long."""
-    chosen = []
-    for arch in ("sm_90a", "sm_100a"):
-        for head_dim, causal, has_sink, pdl in (
-            (128, False, False, True),
-            (128, True, True, False),
-            (64, True, False, True),
-        ):
-            variant: dict[str, Scalar] = {"causal": causal, "has_sink": has_sink, "pdl": pdl}
-            chosen.append(plan("fmha", arch, dims={"D": head_dim}, variant=variant))
-        for d, pdl in ((512, True), (4096, False)):
-            chosen.append(plan("rms_norm", arch, dims={"d": d}, variant={"pdl": pdl}))
-    return chosen
 
 
 def run_kernel(artifact: Artifact, reasons: Sequence[Reason], jobs: int, console: Console) -> dict[str, Any]:
@@ -130,7 +119,6 @@ def summary(whole: Subject, trials: Sequence[Trial], reasons: Sequence[Reason]) 
     survivors = [explain(whole, trial, reasons) for trial in trials if not trial.category]
     kinds = Counter(each.kind or "unexplained" for each in survivors)
     found = sum(trial.found for trial in trials)
-    wrong = len(trials) - kinds[EQUIVALENT] - kinds[NOT_REACHED]
     families = {
         family: [sum(t.found for t in trials if t.mutation.family == family), n]
         for family in FAMILIES
@@ -142,11 +130,7 @@ def summary(whole: Subject, trials: Sequence[Trial], reasons: Sequence[Reason]) 
         "cases": list(dict.fromkeys(case.name for case, _ in whole.runs)), "runs_at_most": len(whole.runs),
         "mutations": len(trials), "found": found, "survived": dict(sorted(kinds.items())),
         "errors": sum(trial.category == ERROR for trial in trials),
-        "share": {
-            "of_all": round(found / len(trials), 4),
-            "of_wrong": round(found / wrong, 4) if wrong else 1.0,
-            "of_wrong_with_static": round((found + kinds[STATIC]) / wrong, 4) if wrong else 1.0,
-        },
+        "share": shares(len(trials), found, kinds),
         "found_by": dict(Counter(t.category for t in trials if t.found).most_common()),
         "points_at": dict(Counter(t.place or "no line" for t in trials if t.found).most_common()),
         "in_first_schedule": sum(t.found and t.schedule == whole.runs[0][1] for t in trials),
@@ -165,6 +149,34 @@ def summary(whole: Subject, trials: Sequence[Trial], reasons: Sequence[Reason]) 
     }  # fmt: skip
 
 
+def explained_anew(row: Mapping[str, Any], reasons: Sequence[Reason]) -> dict[str, Any]:
+    """A kernel's entry of a result file with its survivors held against the table as it is now; nothing is run."""
+    manifest: Any = SimpleNamespace(**{name: row[name] for name in ("op", "arch", "dims", "variant", "config")})
+    survivors = []
+    for each in row["survivors"]:
+        fitting = [reason for reason in reasons if reason.fits(manifest, SimpleNamespace(id=each["id"]))]
+        reason = fitting[0] if fitting else None
+        kind = STATIC if each["static_rules"] else reason.kind if reason else ""
+        survivors.append({**each, "kind": kind, "reason": reason.reason if reason else ""})
+    kinds = Counter(each["kind"] or "unexplained" for each in survivors)
+    return {
+        **row,
+        "survived": dict(sorted(kinds.items())),
+        "share": shares(row["mutations"], row["found"], kinds),
+        "survivors": survivors,
+    }
+
+
+def shares(mutated: int, found: int, kinds: Mapping[str, int]) -> dict[str, float]:
+    """Of all mutations, and of those not argued to be right or never executed, without and with static rules."""
+    wrong = mutated - kinds.get(EQUIVALENT, 0) - kinds.get(NOT_REACHED, 0)
+    return {
+        "of_all": round(found / mutated, 4),
+        "of_wrong": round(found / wrong, 4) if wrong else 1.0,
+        "of_wrong_with_static": round((found + kinds.get(STATIC, 0)) / wrong, 4) if wrong else 1.0,
+    }
+
+
 def printed(results: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("kernel", "mutations", "found", "of all", "of wrong", "with static rules", "survived", "unexplained")
     for each in results:
@@ -181,9 +193,12 @@ def printed(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def stale(reasons: Sequence[Reason], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Patterns of the table that no survivor fits any more."""
+    """Patterns of the table for these operators that no survivor fits any more."""
+    ops = {each["op"] for each in results}
     names = [f"{each['op']}/{each['arch']}/{row['id']}" for each in results for row in each["survivors"]]
-    patterns = (pattern for reason in reasons for pattern in reason.match)
+    patterns = (
+        pattern for reason in reasons for pattern in reason.match if fnmatch.filter(ops, pattern.partition("/")[0])
+    )
     return [pattern for pattern in patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
 
 
@@ -192,15 +207,33 @@ def main(
         bool, typer.Option("--write", help="Write the dated result file, after each kernel; with --only into it.")
     ] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Mutations at a time.")] = len(os.sched_getaffinity(0)),
+    operators: Annotated[
+        bool, typer.Option("--operators", help="One kernel of each operator but attention and RMSNorm.")
+    ] = False,
+    op: Annotated[
+        list[str] | None, typer.Option("--op", help="With --operators only those with this name (* and ?; ! for not).")
+    ] = None,
     only: Annotated[str, typer.Option("--only", help="Kernels whose name contains this.")] = "",
+    anew: Annotated[
+        bool, typer.Option("--explain", help="Run nothing: hold today's file against the table of reasons anew.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option("--cache", help="Build in this kernel cache.")] = None,
 ) -> None:
     """Mutate the default kernels, print what was found, and with --write keep it under benchmarks/results/checks."""
     console = Console(width=150)
     reasons, now = read_reasons(), datetime.now(UTC)
-    path = check_path(now, "emulator_mutations")
-    plans = [each for each in kernels() if only in each.name]
-    results: list[dict[str, Any]] = json.loads(path.read_text())["kernels"] if write and only and path.exists() else []
+    path = check_path(now, "emulator_mutations_operators" if operators else "emulator_mutations")
+    every = operator_kernels() if operators else kernels()
+    plans = [each for each in (operator_kernels(op or ALL) if operators else every) if only in each.name]
+    if anew:
+        held = json.loads(path.read_text())
+        rows = [explained_anew(each, reasons) for each in held["kernels"]]
+        unused = stale(reasons, rows) if len(rows) == len(every) else []
+        replace_text(path, dumped({**held, "total": total(rows), "stale_reasons": unused, "kernels": rows}))
+        console.print(printed(rows))
+        return
+    goes_on = write and (only or op) and path.exists()
+    results: list[dict[str, Any]] = json.loads(path.read_text())["kernels"] if goes_on else []
     for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
         if built.artifact is None:
             raise RuntimeError(f"{built.plan.name}: {built.error}")
@@ -211,7 +244,7 @@ def main(
             if not survivor["kind"]:
                 console.print(f"unexplained: {survivor['id']} ({survivor['description']})", markup=False)
         if write:
-            unused = stale(reasons, results) if len(results) == len(kernels()) else []
+            unused = stale(reasons, results) if len(results) == len(every) else []
             body = {"families": FAMILIES, "total": total(results), "stale_reasons": unused, "kernels": results}
             replace_text(path, dumped({**head(now), "schedules": SCHEDULES, **body}))
     if write:
@@ -224,12 +257,8 @@ def total(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for each in results:
         kinds.update(each["survived"])
     mutated, found = (sum(each[name] for each in results) for name in ("mutations", "found"))
-    wrong = mutated - kinds[EQUIVALENT] - kinds[NOT_REACHED]
-    return {
-        "mutations": mutated, "found": found, "survived": dict(sorted(kinds.items())),
-        "share_of_all": round(found / mutated, 4), "share_of_wrong": round(found / wrong, 4),
-        "share_of_wrong_with_static": round((found + kinds[STATIC]) / wrong, 4),
-    }  # fmt: skip
+    share = {f"share_{name}": value for name, value in shares(mutated, found, kinds).items()}
+    return {"mutations": mutated, "found": found, "survived": dict(sorted(kinds.items())), **share}
 
 
 def dumped(result: Mapping[str, Any]) -> str:

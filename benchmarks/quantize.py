@@ -17,7 +17,7 @@ from benchmarks.block_codes import (
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel, our_peers
-from benchmarks.peers import tile_kernels
+from benchmarks.peers import flashinfer, tile_kernels
 
 COLUMNS = (4096, 7168)
 FORMATS = ("fp8_128", "nvfp4")
@@ -41,6 +41,7 @@ class QuantizeBenchmark:
         return [
             *our_peers(kernel),
             Peer("tile-kernels", tile_peer, "TileKernels' per_token_cast (fp8_128 only)", tile_kernels.versions),
+            Peer("flashinfer", flashinfer_peer, "flashinfer's fp4_quantize (nvfp4 only)", flashinfer.versions),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]
 
@@ -77,6 +78,12 @@ def tile_peer(case: Case) -> Call:
     if sizes(case)[2] != "fp8_128":
         raise Unavailable("measured for fp8_128 only")
     return tile_kernels.per_token_cast(case, block=128)
+
+
+def flashinfer_peer(case: Case) -> Call:
+    if sizes(case)[2] != "nvfp4":
+        raise Unavailable("flashinfer has no codes by 128 columns with powers of two as scales")
+    return flashinfer.quantize_nvfp4(case)
 
 
 def kernel(case: Case, *, pdl: bool) -> Call:

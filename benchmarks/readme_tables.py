@@ -24,16 +24,22 @@ MODES = ("cold", "warm")
 
 
 def newest(folder: Path, op: str) -> list[tuple[str, dict[str, Any]]]:
-    """(file name, result) of ``op``, one for each device: the newest by date that is not void."""
+    """(file name, result) of ``op``, one for each device: the newest that is not void, a whole one before one that was
+    cut short.
+    """
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob(f"*_{op}*.json")):
         result = read(path)
         if result["op"] != op or result["void"]:
             continue
         device = result["device"]["name"]
-        if device not in found or result["date"] >= found[device][1]["date"]:
+        if device not in found or _rank(result) >= _rank(found[device][1]):
             found[device] = (path.name, result)
     return [found[device] for device in sorted(found)]
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[bool, str]:
+    return not result.get("left"), result["date"]
 
 
 def tables(results: Iterable[tuple[str, Mapping[str, Any]]]) -> str:

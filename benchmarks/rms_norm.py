@@ -7,19 +7,18 @@ from typing import Any
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
-from benchmarks.kernels import bf16_position, compiled, loaded_kernel, round_up
-from benchmarks.peers import quack
+from benchmarks.kernels import TOKENS, bf16_position, compiled, loaded_kernel, round_up
+from benchmarks.peers import flashinfer, quack
 
 EPS = 1e-6
 COLUMNS = (512, 1024, 1536, 4096, 7168)
-FEW_ROWS = (1, 16, 64, 1024)
 LARGE_ELEMENTS = 64 << 20
 REL_L2_MAX = 1e-2
 """bf16 rounding alone gives 1.7e-3; above this a result is wrong, not inexact."""
 
 
 class RmsNormBenchmark:
-    """y = bf16(w · x / √(mean x² + eps)), x [T, d]; few rows, as in decoding, and 64 M elements."""
+    """y = bf16(w · x / √(mean x² + eps)), x [T, d]; as many rows as there may be tokens, and 64 M elements."""
 
     op = "rms_norm"
     ours = "dsv4"
@@ -27,7 +26,8 @@ class RmsNormBenchmark:
     def cases(self) -> list[Case]:
         made = []
         for columns in COLUMNS:
-            for rows in (*FEW_ROWS, round_up(LARGE_ELEMENTS // columns, 32)):
+            large = round_up(LARGE_ELEMENTS // columns, 32)
+            for rows in (*TOKENS, *((large,) if large > TOKENS[-1] else ())):
                 made.append(Case(f"T={rows} d={columns}", {"T": rows, "d": columns}))
         return made
 
@@ -37,6 +37,7 @@ class RmsNormBenchmark:
             Peer("dsv4 kernel", lambda case: kernel(case, pdl=False), "the same, called bare", shown=False),
             Peer("dsv4 kernel pdl", lambda case: kernel(case, pdl=True), "programmatic dependent launch"),
             Peer("quack", quack.rms_norm, "quack's rmsnorm forward, its own configuration", quack.versions),
+            Peer("flashinfer", flashinfer.rms_norm, "flashinfer.norm.rmsnorm with out=", flashinfer.versions),
             Peer("torch", torch_eager, "torch.nn.functional.rms_norm"),
             Peer("torch.compile", torch_compiled, "the same, compiled for each shape (dynamic=False)"),
         ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.block_codes import (
+    BLOCK,
     SCALE_LAYOUTS,
     code_bytes,
     dequantized,
@@ -17,6 +18,7 @@ from benchmarks.block_codes import (
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel, our_peers
+from benchmarks.peers import flashinfer
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +46,14 @@ class RmsNormQuantBenchmark:
         ]
 
     def peers(self) -> list[Peer]:
-        # Other libraries' norms with quantised output (flashinfer, quack) belong here.
-        return [
+        return [  # quack's norm has no quantised output
             *our_peers(kernel),
+            Peer(
+                "flashinfer",
+                flashinfer_peer,
+                "fp8: one given scale for the whole tensor, which is less to do; nvfp4: without y",
+                flashinfer.versions,
+            ),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (fp8_128 only)"),
         ]
 
@@ -103,6 +110,12 @@ def kernel(case: Case, *, pdl: bool) -> Call:
         sizes={"T": rows},
         result=lambda s: (s["codes"], s["scale"]),
     )
+
+
+def flashinfer_peer(case: Case) -> Call:
+    if sizes(case)[2] == "nvfp4":
+        return flashinfer.rms_norm_nvfp4(case)
+    return flashinfer.rms_norm_fp8(case, block=BLOCK["fp8_128"])
 
 
 def torch_compiled(case: Case) -> Call:

@@ -1,7 +1,4 @@
-"""router_choose (routing from logits) beside torch.compile: ``python -m benchmarks.router_choose --help``.
-
-The place for TileKernels' top-k gate, which takes logits too, is ``peers``.
-"""
+"""router_choose (routing from logits) beside TileKernels: ``python -m benchmarks.router_choose --help``."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.peers import tile_kernels
 
 K = 6
 FACTOR = 1.5
@@ -43,6 +41,12 @@ class RouterChooseBenchmark:
         return [
             Peer("dsv4", lambda case: ours(case, pdl=False), "the kernel's host function"),
             Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer(
+                "tile-kernels",
+                lambda case: tile_kernels.router_choose(case, k=K, factor=FACTOR),
+                "TileKernels' top2_sum_gate without groups",
+                tile_kernels.versions,
+            ),
             Peer("torch.compile", torch_compiled, "the formula, compiled for each shape (dynamic=False)"),
         ]
 
@@ -66,7 +70,7 @@ class RouterChooseBenchmark:
         logits = inputs["logits"][0].double()
         error = 1e-7 * logits.abs()  # of torch, which rounds √softplus + bias in its own way
         expected = choice(logits, error, k=K, factor=FACTOR, bias=inputs["bias"], experts=None)
-        verdict = judge_choice({"experts": output[0], "weights": output[1]}, expected, FACTOR)
+        verdict = judge_choice({"experts": output[0].int(), "weights": output[1]}, expected, FACTOR)
         if not verdict.ok:
             raise ValueError("; ".join(verdict.findings))
         return {"weights_max_abs": verdict.max_abs, "weights_rel_l2": verdict.rel_l2}

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.peers import flashinfer
 from benchmarks.router import SIZES, K
 
 VOCABULARY = 129280
@@ -39,6 +40,12 @@ class RouterHashBenchmark:
         return [
             Peer("dsv4", lambda case: ours(case, pdl=False), "the kernel's host function"),
             Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer(
+                "flashinfer",
+                flashinfer.router_hash,
+                "torch's product with the whole gate, flashinfer's hash_topk, the factor",
+                flashinfer.versions,
+            ),
             Peer("torch.compile", torch_compiled, "gather and sum in float32, compiled for each shape (dynamic=False)"),
         ]
 

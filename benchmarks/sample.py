@@ -1,7 +1,6 @@
-"""sample beside torch.compile: ``python -m benchmarks.sample --help``.
+"""sample beside flashinfer and torch.compile: ``python -m benchmarks.sample --help``.
 
-The place for flashinfer's sampling kernels (sampling_from_logits, top_k_top_p_sampling_from_logits) is ``peers``; their
-noise is another, so that they can be timed and not compared.
+flashinfer draws with noise of its own: its tokens are held against what top-k and top-p leave, not against ours.
 """
 
 from __future__ import annotations
@@ -10,11 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import compiled, loaded_kernel
+from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
+from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.peers import flashinfer
 
 VOCABULARY = 129280
-ROWS = (1, 4, 16, 64, 256)
+SORTED_ROWS = 2048
+"""The reference sorts: of more rows the sorted copies with their indices take a GPU's memory."""
+CHECKED, MASS_ERROR = 16, 1e-4
 WAYS = {"all tokens": (0, 1.0), "top-k 50 top-p 0.9": (50, 0.9), "top-p 0.9": (0, 0.9)}
 
 
@@ -33,7 +35,7 @@ class SampleBenchmark:
     def cases(self) -> list[Case]:
         made = []
         for number, way in enumerate(WAYS):
-            for rows in ROWS:
+            for rows in TOKENS:
                 made.append(Case(f"R={rows} {way}", {"R": rows, "way": number}))
         return made
 
@@ -41,6 +43,7 @@ class SampleBenchmark:
         return [
             Peer("dsv4", lambda case: ours(case, pdl=False), "the kernel's host function"),
             Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer("flashinfer", flashinfer_peer, "flashinfer's sampling, with noise of its own", flashinfer.versions),
             Peer(
                 "torch.compile", torch_compiled, "the reference (which sorts), compiled for each shape (dynamic=False)"
             ),
@@ -66,9 +69,11 @@ class SampleBenchmark:
         """Against float64 by the rule of generator/verify/operators/sample.py, the first 16 rows."""
         from dsv4.generator.verify.operators.sample import PARAMETERS, acceptable
 
-        exact, accepted = acceptable(inputs["logits"][:16], *(inputs[name][:16] for name in PARAMETERS))
-        token = output[:16].clamp(0, VOCABULARY - 1)
-        wrong = ~accepted.gather(1, token[:, None]).squeeze(1) | (token != output[:16])
+        if isinstance(output, flashinfer.Drawn):
+            return check_drawn(inputs, output)
+        exact, accepted = acceptable(inputs["logits"][:CHECKED], *(inputs[name][:CHECKED] for name in PARAMETERS))
+        token = output[:CHECKED].clamp(0, VOCABULARY - 1)
+        wrong = ~accepted.gather(1, token[:, None]).squeeze(1) | (token != output[:CHECKED])
         if wrong.any():
             raise ValueError(f"{int(wrong.sum())} of {len(exact)} tokens are wrong")
         return {"not_the_reference": (token != exact).double().mean().item()}
@@ -76,6 +81,29 @@ class SampleBenchmark:
     def work(self, case: Case) -> Work:
         rows = int(case.sizes["R"])
         return Work(bytes=4 * rows * VOCABULARY + 40 * rows, flops=60 * rows * VOCABULARY)
+
+
+def check_drawn(inputs: Inputs, drawn: flashinfer.Drawn) -> dict[str, float]:
+    """Each token is one of the k largest, and the probabilities of those before it sum to less than p."""
+    import torch
+
+    logits = inputs["logits"][:CHECKED].double()
+    token = drawn.tokens[:CHECKED].long()[:, None]
+    if int(token.min()) < 0 or int(token.max()) >= VOCABULARY:
+        raise ValueError(f"tokens from {int(token.min())} to {int(token.max())}; valid: 0 to {VOCABULARY - 1}")
+    k, p = inputs["top_k"][:CHECKED, None], inputs["top_p"][:CHECKED, None].double()
+    larger = logits > logits.gather(1, token)
+    kept = torch.where(k > 0, logits.sort(dim=1, descending=True).values.gather(1, (k - 1).clamp(min=0)), -torch.inf)
+    before = (torch.softmax(logits.masked_fill(logits < kept, -torch.inf), dim=1) * larger).sum(1, keepdim=True)
+    wrong = ((k > 0) & (larger.sum(1, keepdim=True) >= k)) | ((p < 1) & (before >= p + MASS_ERROR))
+    if wrong.any():
+        raise ValueError(f"{int(wrong.sum())} of {len(wrong)} tokens are not among those that are left")
+    return {"outside": 0.0}
+
+
+def flashinfer_peer(case: Case) -> Call:
+    top_k, top_p = list(WAYS.values())[int(case.sizes["way"])]
+    return flashinfer.sample(case, top_k=top_k, top_p=top_p)
 
 
 def ours(case: Case, *, pdl: bool) -> Call:
@@ -89,6 +117,8 @@ def ours(case: Case, *, pdl: bool) -> Call:
 
 
 def torch_compiled(case: Case) -> Call:
+    if int(case.sizes["R"]) > SORTED_ROWS:
+        raise Unavailable(f"it sorts, which is measured up to {SORTED_ROWS} rows")
     names = ("logits", "temperature", "top_k", "top_p", "seed", "position")
     return compiled(formula, lambda s: tuple(s[name] for name in names))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,8 @@ from benchmarks.harness.session import LocalSession, Session
 from benchmarks.harness.worker import WorkerFailed, WorkerSession
 
 FAILED, USAGE, NO_GPU = 1, 2, 3
+TELLING = (1, 64, 8192)
+"""Token counts that say most: a step of decoding, a full one, a chunk of a prefill."""
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -44,6 +48,9 @@ def command(bench: OperatorBenchmark, module: str) -> Callable[..., None]:
         python: Annotated[
             list[str] | None, typer.Option(help="PEER=PATH: the Python that this peer lives under (implies --isolate).")
         ] = None,
+        seconds: Annotated[
+            float, typer.Option(min=0, help="Begin no further case after so many; the result says which are left.")
+        ] = math.inf,
         list_only: Annotated[bool, typer.Option("--list", help="List cases and peers; measure nothing.")] = False,
     ) -> None:
         if list_only:
@@ -54,7 +61,7 @@ def command(bench: OperatorBenchmark, module: str) -> Callable[..., None]:
         pythons = interpreters(python or [], peers)
         require_gpu()
         selected = [each for each in bench.cases() if each.label in cases]
-        run_benchmark(bench, module, selected, peers, rounds, seed, out_dir, isolate or bool(pythons), pythons)
+        run_benchmark(bench, module, selected, peers, rounds, seed, out_dir, isolate or bool(pythons), pythons, seconds)
 
     run.__doc__ = (
         f"{bench.op} beside its peers on the current GPU: GPU time by CUDA-graph replay, cold and warm L2, in "
@@ -112,9 +119,14 @@ def run_benchmark(
     folder: Path,
     isolated: bool,
     pythons: dict[str, str],
+    seconds: float = math.inf,
 ) -> None:
-    """Measure, print, write; exit code 1 where the run is void or a worker failed (nothing is written then)."""
+    """Measure, print, write; exit code 1 where the run is void or a worker failed (nothing is written then).
+
+    With a limit in seconds the cases come in an order of their own (``telling_first``); the file has theirs.
+    """
     sessions: dict[str, Session] = {}
+    began = time.monotonic()
     try:
         if isolated:
             for name in names:
@@ -123,7 +135,12 @@ def run_benchmark(
             local = LocalSession(bench, [peer for peer in bench.peers() if peer.name in names])
             sessions = dict.fromkeys(names, local)
         measured, readings = measure(
-            sessions, cases, rounds=rounds, seed=seed, progress=lambda result: print_case(bench, result)
+            sessions,
+            cases if seconds == math.inf else telling_first(cases),
+            rounds=rounds,
+            seed=seed,
+            progress=lambda result: print_case(bench, result),
+            goes_on=lambda: time.monotonic() - began < seconds,
         )
         descriptions = {name: session.describe() for name, session in sessions.items()}
     except WorkerFailed as error:
@@ -132,13 +149,21 @@ def run_benchmark(
     finally:
         for session in sessions.values():
             session.close()
+    places = {case.label: place for place, case in enumerate(cases)}
+    measured.sort(key=lambda each: places[each.case.label])
+    left = [label for label in places if label not in {each.case.label for each in measured}]
     result = results.assemble(
-        bench, measured, readings, descriptions, rounds=rounds, isolated=isolated, commit=commit()
+        bench, measured, readings, descriptions, rounds=rounds, isolated=isolated, commit=commit(), left=left
     )
     path = results.write(result, folder)
     print_end(result, path)
     if result["void"]:
         raise typer.Exit(FAILED)
+
+
+def telling_first(cases: Sequence[Case]) -> list[Case]:
+    """Cases of one token, of 64 and of 8192 in front of the others; of a kind, in their own order."""
+    return sorted(cases, key=lambda case: not set(TELLING) & {case.sizes.get(name) for name in ("T", "R")})
 
 
 def print_case(bench: OperatorBenchmark, result: CaseResult) -> None:
@@ -179,4 +204,6 @@ def print_end(result: dict[str, Any], path: Path) -> None:
     )
     for reason in result["void"]:
         err.print(f"void: {reason}")
+    if result["left"]:
+        err.print(f"no time for {len(result['left'])} cases: {', '.join(result['left'])}")
     out.print(str(path))

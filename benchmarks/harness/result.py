@@ -35,8 +35,12 @@ def assemble(
     isolated: bool,
     commit: str | None,
     when: datetime | None = None,
+    left: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The result object. ``descriptions``: peer → what its session says of its machine and versions."""
+    """The result object. ``descriptions``: peer → what its session says of its machine and versions.
+
+    ``left``: labels of the cases for which there was no time.
+    """
     known = {peer.name: peer for peer in bench.peers()}
     top = ceilings(readings)
     versions: dict[str, str] = {}
@@ -58,6 +62,7 @@ def assemble(
         "ceilings": top.as_dict(),
         "controls": [reading.as_dict() for reading in readings],
         "void": drift(readings),
+        "left": list(left),
         "cases": [_case(bench, result, top) for result in results],
     }
 

@@ -62,22 +62,28 @@ def measure(
     rounds: int,
     seed: int,
     progress: Callable[[CaseResult], Any] = lambda _: None,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> tuple[list[CaseResult], list[Controls]]:
     """Measure every peer of ``sessions`` (peer → the session that holds it) in every case.
 
     One session may hold several peers. In each case every peer gives one sample a mode and round, in turn. Controls are
-    read in every session at the start, between the cases and at the end.
+    read in every session at the start, between the cases and at the end. ``goes_on`` is asked before every case but the
+    first; the cases after a no are left out.
     """
     distinct = list({id(session): session for session in sessions.values()}.values())
     readings = [session.controls() for session in distinct]
     results = []
     for position, case in enumerate(cases):
+        if position and not goes_on():
+            break
         case_seed = seed + 100_003 * position
         result = measure_case(sessions, distinct, case, rounds=rounds, seed=case_seed)
         results.append(result)
         progress(result)
-        if position % CASES_BETWEEN_CONTROLS == CASES_BETWEEN_CONTROLS - 1 or position == len(cases) - 1:
+        if len(results) % CASES_BETWEEN_CONTROLS == 0:
             readings += [session.controls() for session in distinct]
+    if len(results) % CASES_BETWEEN_CONTROLS:
+        readings += [session.controls() for session in distinct]
     return results, readings
 
 

@@ -14,6 +14,7 @@ MODES = ("cold", "warm", "host")
 """``cold`` and ``warm``: see timing.py, µs of GPU time a call. ``host``: µs of host time an eager call."""
 SETS_BYTES_MAX = 8 << 30
 CALLS_MAX = 1000
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass
@@ -55,7 +56,8 @@ class LocalSession:
     def open_case(self, label: str, seed: int) -> dict[str, Opened]:
         """Fresh inputs for the case; every peer prepared, checked once and captured.
 
-        A peer whose result is wrong, or that fails while it is prepared, is skipped with the reason.
+        A peer whose result is wrong, or that fails while it is prepared, is skipped with the reason; so is one for
+        which the memory does not suffice, or whose call no graph can hold.
         """
         import torch
 
@@ -64,35 +66,47 @@ class LocalSession:
         first = self.bench.make_inputs(case, seed)
         calls: dict[str, Call] = {}
         opened: dict[str, Opened] = {}
+        estimates_us: list[float] = []
         for name, peer in self.peers.items():
             try:
                 call = peer.prepare(case)
                 errors = dict(self.bench.check(case, first, call(first)))
+                estimates_us.append(_captured_us(call, first))
             except Unavailable as reason:
                 opened[name] = Opened(skipped=str(reason))
             except ValueError as error:
                 opened[name] = Opened(skipped=f"wrong result: {error}")
+            except torch.OutOfMemoryError:
+                opened[name] = Opened(skipped=OUT_OF_MEMORY)
             else:
                 opened[name], calls[name] = Opened(errors=errors), call
             first = self.bench.make_inputs(case, seed)  # poisoned anew: no peer passes on another's result
         if calls:
-            self._capture(case, seed, first, calls)
+            for name in self._capture(case, seed, first, calls, min(estimates_us)):
+                opened[name] = Opened(skipped=OUT_OF_MEMORY)
         return opened
 
-    def _capture(self, case: Case, seed: int, first: Inputs, calls: dict[str, Call]) -> None:
-        from benchmarks.harness.timing import calls_for, capture, estimate_us
+    def _capture(self, case: Case, seed: int, first: Inputs, calls: dict[str, Call], estimated_us: float) -> list[str]:
+        """Capture every call on as many sets of inputs as fit; names of those that there is no memory for."""
+        import torch
 
-        estimated_us = min(estimate_us(partial(call, first)) for call in calls.values())
+        from benchmarks.harness.timing import calls_for, capture
+
         held_bytes = max(1, sum(value.nbytes for value in first.values() if hasattr(value, "nbytes")))
         count = calls_for(estimated_us, min(CALLS_MAX, max(2, SETS_BYTES_MAX // held_bytes)))
         sets = [first, *(self.bench.make_inputs(case, seed + i) for i in range(1, count))]
+        without_memory = []
         for name, call in calls.items():
             repeated = partial(call, first)
-            self.ready[name] = {
-                "cold": capture([partial(call, inputs) for inputs in sets], keep=True),
-                "warm": capture([repeated] * calls_for(estimated_us, CALLS_MAX)),
-                "host": repeated,
-            }
+            try:
+                self.ready[name] = {
+                    "cold": capture([partial(call, inputs) for inputs in sets], keep=True),
+                    "warm": capture([repeated] * calls_for(estimated_us, CALLS_MAX)),
+                    "host": repeated,
+                }
+            except torch.OutOfMemoryError:
+                without_memory.append(name)
+        return without_memory
 
     def sample(self, peer: str, mode: str) -> float:
         from benchmarks.harness.timing import host_us, replay_us
@@ -121,3 +135,17 @@ class LocalSession:
 
     def close(self) -> None:
         self.ready.clear()
+
+
+def _captured_us(call: Call, inputs: Inputs) -> float:
+    """A rough time of a call in a graph. Raises ``Unavailable`` for one that cannot be captured."""
+    import torch
+
+    from benchmarks.harness.timing import estimate_us
+
+    try:
+        return estimate_us(partial(call, inputs))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Unavailable(f"no graph can hold it ({' '.join(str(error).split())[:200]})") from None

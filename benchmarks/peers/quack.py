@@ -1,6 +1,8 @@
 """Dao-AILab's quack: from the installed package, or from objects that build_quack.py compiled ahead of time.
 
 ``$DSV4_BENCH_QUACK`` names the shared object; it is opened with our support library, which provides the same symbols.
+Of our operators it offers the norm (0.6.5): its quantisers are torch's own operators, its rotation quantises nothing,
+its top-k knows no bias, and it has neither the mix of streams nor sampling.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Where its public function prepares a weight or allocates what a server would keep, the kernels below it are called, with
 buffers made once for the case. Its scale factors are its own; where they mean the same numbers they are checked so.
+What it does not offer: norms, the gate's product, the cache and its compressor, the indexer's queries, the inverse
+rotation, sampling.
 """
 
 from __future__ import annotations
@@ -9,13 +11,22 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness.operator import Call, Case, Inputs, Unavailable
+from benchmarks.peers.prepared import once
 
 SINKHORN_STEPS = 20
 POST_FACTOR = 2.0
 EPS = 1e-6
+
+
+class Mapping(NamedTuple):
+    """Routes on their way to rows of their experts, in any order: i32 [E + 1], [T, k] and [rows]."""
+
+    offsets: Any
+    route_row: Any
+    row_token: Any
 
 
 @functools.cache
@@ -93,5 +104,84 @@ def swiglu_quant(case: Case, *, limit: float) -> Call:
         weights = s["route_weight"].view(-1, 1)
         options = {"pos_to_token_topk": rows, "topk_weights": weights, "swiglu_clamp_value": limit}
         return fused(s["gate_up"], "e4m3", 128, round_sf=True, **options)
+
+    return call
+
+
+def moe_combine(case: Case) -> Call:
+    """Its sum of rows by index. It knows no shared expert: that one's rows lie behind the routed ones, as a seventh."""
+    import torch
+
+    reduce, tokens = module("moe.reduce_fused_kernel").reduce_fused, int(case.sizes["T"])
+    rows = once(lambda routed, shared: torch.cat((routed, shared)))
+
+    def with_shared(index: Any) -> Any:
+        last = torch.arange(tokens, device=index.device, dtype=index.dtype) + index.numel()
+        return torch.cat((index, last[:, None]), dim=1)
+
+    index = once(with_shared)
+    return lambda s: reduce(rows(s["rows"], s["shared"]), None, index(s["index"]), out=s["out"])
+
+
+def router_choose(case: Case, *, k: int, factor: float) -> Call:
+    """Its gate with √softplus, without groups: (experts i64, weights)."""
+    gate = module("moe.top2_sum_gate_kernel").top2_sum_gate
+    ranks = {"ep_rank": 0, "num_ep_ranks": 1, "tp_rank": 0, "num_tp_ranks": 1}
+    shared = {"use_shared_as_routed": False, "num_shared_experts": 0}
+    options = {**ranks, **shared, "routed_scaling_factor": factor, "scoring_func": "sqrtsoftplus"}
+    return lambda s: gate(s["logits"][0], s["bias"], k, 1, 1, **options)
+
+
+def expert_offsets(case: Case, *, align: int, rows: int) -> Call:
+    """Its mapping of routes to rows, not in the order of the routes: (offsets, route_row, row_token).
+
+    The experts are i64 as it wants them, made before; it allocates its outputs.
+    """
+    import torch
+
+    mapping, count = module("moe.get_fused_mapping_kernel").get_fused_mapping, int(case.sizes["E"])
+    wide = once(lambda experts: experts.long())
+
+    def call(s: Inputs) -> Any:
+        experts = wide(s["experts"])
+        _, row_token, _, route_row, start, end, _, _ = mapping(experts, count, rows, align)
+        return Mapping(torch.cat((start, end[-1:])), route_row, row_token)
+
+    return call
+
+
+def cast_back(case: Case, *, block: int) -> Call:
+    """Codes and scales by blocks of columns back as bf16; its scales are float32, made before."""
+    back = module("quant.cast_back_kernel").per_token_cast_back
+    wide = once(lambda scale: scale.float())
+    return lambda s: back((s["codes"], wide(s["scale"])), "bf16", block)
+
+
+def embed(case: Case) -> Call:
+    """torch's gather, then its copy to the four streams."""
+    import torch
+
+    columns, tokens = int(case.sizes["d"]), int(case.sizes["T"])
+    expand = module("mhc.expand_kernel").expand_to_mhc_fwd_tl(columns, 4)
+    rows = torch.empty(tokens, columns, device="cuda", dtype=torch.bfloat16)
+
+    def call(s: Inputs) -> Any:
+        torch.index_select(s["table"], 0, s["tokens"], out=rows)
+        expand(rows, s["streams"])
+        return s["streams"]
+
+    return call
+
+
+def mhc_head(case: Case, norm: Any) -> Call:
+    """Its projection (of 24 columns, of which 4 are wanted), gates and weighted sum, then ``norm`` of (h, weight)."""
+    import torch
+
+    head = module("modeling.mhc.functional").mhc_head
+
+    def call(s: Inputs) -> Any:
+        with torch.no_grad():
+            h = head(s["streams"], s["fn"], s["scale"], s["base"], norm_eps=EPS, pre_eps=EPS, n_splits=1)
+            return norm(h, s["norm_weight"])
 
     return call

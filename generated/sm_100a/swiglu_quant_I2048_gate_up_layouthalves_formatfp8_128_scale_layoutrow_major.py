@@ -1,7 +1,7 @@
 # Emitted from generator/templates/moe/swiglu_quant.py.j2 for op swiglu_quant on sm_100a. Do not edit.
 # dims: I=2048
 # config: row_parts=2, threads_per_part=128, rows_per_cta=1, opt_level=3
-# spec sha256: 946c827db4b0c317036dc07b12a9c787932416591efe8da674fc8e658c1b760d
+# spec sha256: e6e309b69b75934158c4f7600790b1db503f991374902e0fb9ee524b0408eef4
 """Clamped SwiGLU of rows of 2048 gates and as many ups, quantised by blocks of columns.
 
 2 CTAs share a row. 128 threads compute 1024 columns, from 16 bytes of gates and 16 bytes of ups at a time.
@@ -81,6 +81,8 @@ def swiglu_quant_kernel(
 @cute.jit
 def launch(
     gate_up: cute.Tensor,
+    gates: None,
+    ups: None,
     route_weight: None,
     input_scale: None,
     h: None,
@@ -116,6 +118,8 @@ def arguments(variant):
     stream = make_fake_stream(use_tvm_ffi_env_stream=True)
     return (
         gate_up,
+        None,
+        None,
         None,
         None,
         None,

@@ -19,9 +19,11 @@ from dsv4.emulator.objects import from_artifact
 from dsv4.emulator.outcome import Finding
 from dsv4.emulator.policy import MAX_INSTRUCTIONS
 from dsv4.emulator.policy import schedules as policies
+from dsv4.emulator.ptx import parse
 from dsv4.emulator.sources import Sources
 from dsv4.generator.verify import registry
 from dsv4.generator.verify.case import Case
+from dsv4.generator.verify.early import prior_tensors
 from dsv4.generator.verify.emulator import SCHEDULES, WRONG_VALUES, EmulatedObject
 from dsv4.generator.verify.operators import fmha
 from dsv4.generator.verify.run import run_case
@@ -35,8 +37,6 @@ ENDLESS, ERROR = "endless", "error"
 INSTRUCTION_FACTOR = 20
 """A mutated kernel may execute so many times the instructions of the unmutated one before it counts as endless."""
 NEAR_LINES = 3
-WEIGHTS = {"w", "sink"}
-"""Tensors that no launch writes: a kernel may read them before griddepcontrol.wait."""
 TEXTS_PER_PROCESS = 40
 """The emulating process keeps every text that it has read; after so many it is replaced."""
 
@@ -87,16 +87,25 @@ class Subject:
         return self.manifest.name
 
     def mutations(self) -> list[Mutation]:
-        return mutations(self.text, sources=self.sources)
+        """Of every kernel in the text; where it holds several, ids begin with the kernel's number."""
+        names = list(parse(self.text).entries)
+        made = [mutations(self.text, kernel=name, sources=self.sources) for name in names]
+        if len(names) == 1:
+            return made[0]
+        return [replace(each, id=_numbered(each.id, n)) for n, of_kernel in enumerate(made) for each in of_kernel]
 
     def kernel(self, made: Object, client: Client, *, threads: int) -> EmulatedObject:
         """A compiled form of the kernel, to be called. One with PDL finds its tensors in use by the launch before."""
-        manifest = self.manifest
-        tensors = {each.name for each in manifest.contract.arguments if each.kind == "tensor"}
-        prior = tensors - WEIGHTS if manifest.variant.get("pdl") else set()
+        contract, prior = self.manifest.contract, prior_tensors(self.manifest)
         return EmulatedObject(
-            made, manifest.contract, prior=prior, client=client, threads=threads, max_instructions=self.max_instructions
+            made, contract, prior=prior, client=client, threads=threads, max_instructions=self.max_instructions
         )
+
+
+def _numbered(id: str, kernel: int) -> str:
+    """``family/place#n`` of the launch ``kernel``: ``family/kernel:place#n``."""
+    family, _, place = id.partition("/")
+    return f"{family}/{kernel}:{place}"
 
 
 def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
@@ -110,6 +119,14 @@ def small_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
         if manifest.variant["causal"]:
             chosen.append(_fmha_case(manifest, fmha.Shape(1, 2 * tile_m + 43, 31, 1, 1), seed))  # tiles without keys
     return chosen
+
+
+def other_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
+    """The operator's other verification cases, but for attention, whose small ones are chosen with care."""
+    if manifest.op == "fmha":
+        return []
+    found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
+    return [case for index, case in enumerate(found) if index not in registry.thorough(manifest.op)]
 
 
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
@@ -128,7 +145,7 @@ def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:
 
 def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True) -> Subject:
     """The kernel of an artifact with its small cases: the first three run under all schedules, the others, and where
-    ``wide`` the wide ones, under three.
+    ``wide`` the wide ones, under three; ``wide`` adds the operator's other cases, each under the first schedule.
 
     Raises ValueError where it has findings as it is: mutations would prove nothing then.
     """
@@ -140,6 +157,7 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
     runs += [(case, name) for name in names[len(few) :] for case in small[:ALL_SCHEDULES_CASES]]
     if wide:
         runs += [(case, name) for case in wide_cases(manifest) for name in few]
+        runs += [(case, names[0]) for case in other_cases(manifest)]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most = 1

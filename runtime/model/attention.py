@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dsv4.runtime.model.cache import LayerCache
@@ -12,7 +14,7 @@ from dsv4.runtime.model.schedule import LayerSchedule
 from dsv4.runtime.model.weights import AttentionWeights, CompressorWeights, IndexerWeights
 from dsv4.runtime.ops.compressor import compressor
 from dsv4.runtime.ops.grouped_output import grouped_output
-from dsv4.runtime.ops.indexer_q import indexer_q
+from dsv4.runtime.ops.indexer_q import indexer_q, indexer_q_folded
 from dsv4.runtime.ops.indexer_scores import indexer_scores
 from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
 from dsv4.runtime.ops.linear import linear
@@ -155,23 +157,29 @@ def select(
     if shared.entry_rows.shape[1] <= layer.index_topk:
         return shared.read_rows
     heads, width = config.index_n_heads, config.index_head_dim
-    q = indexer_q(
-        project(low, weights.wq_b, precision).view(-1, heads, width),
-        plan.cos_sin[layer.rope],
-        code=precision.index_code(cache.index),
-        rotate_hadamard=precision.rotates_index,
-        stage_dtype=precision.stage,
-        dtype=precision.wide,
-        out_dtype=precision.activation,
-    )
+    queries = project(low, weights.wq_b, precision).view(-1, heads, width)
+    head_weights = project(x, weights.weights_proj, precision, precision.stage or precision.wide)
+    scale = width**-0.5 * heads**-0.5
+    how: dict[str, Any] = {
+        "code": precision.index_code(cache.index),
+        "rotate_hadamard": precision.rotates_index,
+        "dtype": precision.wide,
+        "out_dtype": precision.activation,
+    }
+    cos_sin = plan.cos_sin[layer.rope]
+    if precision.folds_index_weights:
+        q, head_weights = indexer_q_folded(queries, cos_sin, head_weights, scale=scale, **how)
+    else:
+        q = indexer_q(queries, cos_sin, stage_dtype=precision.stage, **how)
     scores = indexer_scores(
         q,
-        project(x, weights.weights_proj, precision, precision.stage or precision.wide),
+        head_weights,
         cache.index,
         shared.entry_rows,
         shared.visible,
         plan.step.lengths,
-        scale=width**-0.5 * heads**-0.5,
+        scale=1.0 if precision.folds_index_weights else scale,
+        folded=precision.folds_index_weights,
         stage_dtype=precision.stage,
         dtype=precision.wide,
     )

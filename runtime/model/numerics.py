@@ -117,6 +117,11 @@ class Precision:
             return "none"
         return "fp4" if self.numerics is Numerics.OFFICIAL else _INDEX_CODES[keys.format]
 
+    @property
+    def folds_index_weights(self) -> bool:
+        """Whether the indexer's weights are scaled where its queries are made: not where each step is rounded."""
+        return self.stage is None
+
     def rule(self, format: Format) -> Rule:
         """How the activation of a linear with weights in ``format`` is quantised."""
         return _RULES[self.numerics].get(format, "none")

@@ -39,7 +39,8 @@ def indexer_scores(
     visible: torch.Tensor,
     lengths: tuple[int, ...],
     *,
-    scale: float,
+    scale: float = 1.0,
+    folded: bool = False,
     stage_dtype: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
@@ -47,6 +48,7 @@ def indexer_scores(
 
     Args:
         q: [T, h, D] from ``indexer_q``. weights: float [T, h], the product of weights_proj.
+        folded: the queries and weights are those of ``indexer_q_folded``: a query's one scale is in its weight.
         pool: the indexer's keys. rows: int [S, E], the entries of each sequence as rows of the pool.
         visible: int [T], how many entries each query may see.
         lengths: tokens of each of the S sequences; their sum is T.
@@ -54,4 +56,6 @@ def indexer_scores(
 
     Raises ``ContractError``. dsv4-reference §6.4.
     """
-    return _operator(q, weights, pool, rows, visible, lengths, scale=scale, stage_dtype=stage_dtype, dtype=dtype)
+    return _operator(
+        q, weights, pool, rows, visible, lengths, scale=scale, folded=folded, stage_dtype=stage_dtype, dtype=dtype
+    )

@@ -12,7 +12,83 @@ from dsv4.runtime.ops.block_codes import empty_codes
 from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import swiglu_quant as reference
+from dsv4.runtime.reference.experts import Rule
 from dsv4.runtime.weight import Quantized
+
+COLUMNS_MULTIPLE = 128
+RULES: dict[int, Rule] = {32: "fp8_32", 128: "fp8_128"}
+"""Of codes, by ``block``."""
+
+
+def _serves(
+    activations: torch.Tensor,
+    other: torch.Tensor | None,
+    route_weight: torch.Tensor | None,
+    layout: str,
+    *,
+    block: int,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    **_: object,
+) -> Served | None:
+    """``activations`` and ``other``: gates and ups, or a tensor that holds both and none."""
+    rows = activations.shape[0]
+    width = activations.shape[1] // (2 if other is None else 1)
+    narrow = are(torch.bfloat16, activations, other) and (block != 0 or out_dtype in (None, torch.bfloat16))
+    if not narrow or not are(torch.float32, route_weight) or dtype != torch.float32:
+        return None
+    if block not in (0, *RULES) or width % COLUMNS_MULTIPLE:
+        return None
+    variant: dict[str, Scalar] = {
+        "gate_up_layout": layout,
+        "weighted": route_weight is not None,
+        "format": RULES.get(block, "bf16"),
+        "scale_layout": "row_major",
+    }
+    return Served({"I": width}, {"T": rows}, variant, op="swiglu_quant")
+
+
+def _launch(
+    kernel: Callable[..., None],
+    inputs: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    width: int,
+    route_weight: torch.Tensor | None,
+    limit: float,
+    block: int,
+) -> torch.Tensor | Quantized:
+    """``inputs``: gate_up, gates and ups, as the kernel takes them."""
+    given = next(tensor for tensor in inputs if tensor is not None)
+    if block == 0:
+        h = given.new_empty((given.shape[0], width))
+        kernel(*inputs, route_weight, None, h, None, None, limit)
+        return h
+    codes, scale = empty_codes(given, RULES[block], width)
+    kernel(*inputs, route_weight, None, None, codes, scale, limit)
+    return Quantized(codes, scale, block)
+
+
+def _rebuild(tensors: list[torch.Tensor], options: dict[str, Any]) -> torch.Tensor | Quantized:
+    return Quantized(tensors[0], tensors[1], options["block"]) if options["block"] else tensors[0]
+
+
+def _serves_separate(
+    gate: torch.Tensor, up: torch.Tensor, route_weight: torch.Tensor | None, **options: Any
+) -> Served | None:
+    return _serves(gate, up, route_weight, "separate", **options)
+
+
+def _call_separate(
+    kernel: Callable[..., None],
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    route_weight: torch.Tensor | None,
+    *,
+    limit: float,
+    block: int,
+    **_: object,
+) -> torch.Tensor | Quantized:
+    return _launch(kernel, (None, gate, up), gate.shape[1], route_weight, limit, block)
+
 
 _operator = Operator(
     "swiglu_quant",
@@ -20,6 +96,8 @@ _operator = Operator(
     "gate: float [T, I]",
     "up: float [T, I]",
     "route_weight?: wide [T]",
+    kernel=KernelPath(_serves_separate, _call_separate),
+    rebuild=_rebuild,
 )
 
 
@@ -41,37 +119,15 @@ def swiglu_quant(
     return _operator(gate, up, route_weight, limit=limit, block=block, dtype=dtype, out_dtype=out_dtype)
 
 
-COLUMNS_MULTIPLE = 128
-FORMATS = {0: "bf16", 32: "fp8_32", 128: "fp8_128"}
-
-
-def _serves(
-    gate_up: torch.Tensor,
-    route_weight: torch.Tensor | None,
-    *,
-    block: int,
-    interleaved: bool,
-    dtype: torch.dtype,
-    out_dtype: torch.dtype | None,
-    **_: object,
+def _serves_joined(
+    gate_up: torch.Tensor, route_weight: torch.Tensor | None, *, interleaved: bool, **options: Any
 ) -> Served | None:
-    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    narrow = are(torch.bfloat16, gate_up) and (block != 0 or out_dtype in (None, torch.bfloat16))
-    if not narrow or not are(torch.float32, route_weight) or dtype != torch.float32:
+    if gate_up.shape[1] % 2:
         return None
-    if block not in FORMATS or gate_up.shape[1] % (2 * COLUMNS_MULTIPLE):
-        return None
-    layout = "interleaved_8" if interleaved else "halves"
-    variant: dict[str, Scalar] = {
-        "gate_up_layout": layout,
-        "weighted": route_weight is not None,
-        "format": FORMATS[block],
-        "scale_layout": "row_major",
-    }
-    return Served({"I": width}, {"T": rows}, variant, op="swiglu_quant")
+    return _serves(gate_up, None, route_weight, "interleaved_8" if interleaved else "halves", **options)
 
 
-def _call(
+def _call_joined(
     kernel: Callable[..., None],
     gate_up: torch.Tensor,
     route_weight: torch.Tensor | None,
@@ -80,18 +136,7 @@ def _call(
     block: int,
     **_: object,
 ) -> torch.Tensor | Quantized:
-    width = gate_up.shape[1] // 2
-    if block == 0:
-        h = gate_up.new_empty((gate_up.shape[0], width))
-        kernel(gate_up, route_weight, None, h, None, None, limit)
-        return h
-    codes, scale = empty_codes(gate_up, "fp8_128" if block == 128 else "fp8_32", width)
-    kernel(gate_up, route_weight, None, None, codes, scale, limit)
-    return Quantized(codes, scale, block)
-
-
-def _rebuild(tensors: list[torch.Tensor], options: dict[str, Any]) -> torch.Tensor | Quantized:
-    return Quantized(tensors[0], tensors[1], options["block"]) if options["block"] else tensors[0]
+    return _launch(kernel, (gate_up, None, None), gate_up.shape[1] // 2, route_weight, limit, block)
 
 
 _joined = Operator(
@@ -99,7 +144,7 @@ _joined = Operator(
     reference.swiglu_quant_joined,
     "gate_up: float [T, w]",
     "route_weight?: wide [T]",
-    kernel=KernelPath(_serves, _call),
+    kernel=KernelPath(_serves_joined, _call_joined),
     rebuild=_rebuild,
 )
 

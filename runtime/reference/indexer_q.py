@@ -41,6 +41,22 @@ def indexer_q(
     return rotated.to(out_dtype or q.dtype)
 
 
+def indexer_q_folded(
+    q: torch.Tensor,
+    cos_sin: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    scale: float,
+    code: IndexCode = "none",
+    rotate_hadamard: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor | Quantized, torch.Tensor]:
+    """``indexer_q`` and, of weights [T, h] from weights_proj, ``fold_weights``."""
+    made = indexer_q(q, cos_sin, code=code, rotate_hadamard=rotate_hadamard, dtype=dtype, out_dtype=out_dtype)
+    return made, fold_weights(weights, made, scale=scale, dtype=dtype)
+
+
 def fold_weights(
     weights: torch.Tensor, q: torch.Tensor | Quantized, *, scale: float, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:

@@ -20,7 +20,8 @@ def indexer_scores(
     visible: torch.Tensor,
     lengths: tuple[int, ...],
     *,
-    scale: float,
+    scale: float = 1.0,
+    folded: bool = False,
     stage_dtype: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
@@ -28,10 +29,11 @@ def indexer_scores(
 
     q [T, h, D] or quantised; weights [T, h] from weights_proj; the keys k are ``rows`` [S, E] of ``pool``, one row of
     entries a sequence; ``lengths`` says how many of the T tokens, in order, belong to each of the S sequences;
-    visible [T] entries may be seen. Entries may be negative, because the weights may be. ``stage_dtype``: round the
+    visible [T] entries may be seen. Entries may be negative, because the weights may be. ``folded``: the weights hold
+    the scale of each query that has one (``indexer_q_folded``), which is not looked at then. ``stage_dtype``: round the
     scaled weight, the product, the weighted product and the sum to it (the official code, bf16).
     """
-    queries = q.dequantize(dtype) if isinstance(q, Quantized) else q.to(dtype)
+    queries = _numbers(q, without_scale=folded, dtype=dtype)
     stage = stage_dtype or dtype
     scaled = (weights.to(stage) * scale).to(dtype)
     tokens, heads, _ = queries.shape
@@ -55,6 +57,13 @@ def indexer_scores(
             first += length
     seen = torch.arange(entries, device=queries.device) < visible[:, None]
     return scores.masked_fill_(~seen, -torch.inf)
+
+
+def _numbers(q: torch.Tensor | Quantized, *, without_scale: bool, dtype: torch.dtype) -> torch.Tensor:
+    """The queries [T, h, D] in ``dtype``; ``without_scale``: the codes where a query has one scale."""
+    if not isinstance(q, Quantized):
+        return q.to(dtype)
+    return q.codes.to(dtype) if without_scale and q.scale.shape[-1] == 1 else q.dequantize(dtype)
 
 
 def _weighted(products: torch.Tensor, weights: torch.Tensor, stage: torch.dtype) -> torch.Tensor:

@@ -79,3 +79,21 @@ def test_a_skipped_peer_is_named_with_its_reason(session: FakeSession, tmp_path:
     session.skipped["theirs"] = "theirs is not installed"
     shown = invoke("--out", str(tmp_path), "--case", "small")
     assert "theirs: skipped, theirs is not installed" in shown.stdout
+
+
+def test_without_time_the_telling_cases_come_first_and_the_rest_is_named(session: FakeSession, tmp_path: Path) -> None:
+    shown = invoke("--out", str(tmp_path), "--rounds", "1", "--seconds", "0")
+    assert shown.exit_code == 0 and "no time for 1 cases: large" in shown.stderr
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["left"] == ["large"] and [case["label"] for case in result["cases"]] == ["small"]
+
+
+def test_cases_that_tell_most_come_first() -> None:
+    sizes = [(1, 7), (4, 7), (64, 7), (8192, 7), (1, 9), (32768, 9)]
+    cases = [cli.Case(f"T={tokens} d={d}", {"T": tokens, "d": d}) for tokens, d in sizes]
+    assert [case.sizes["T"] for case in cli.telling_first(cases)] == [1, 64, 8192, 1, 4, 32768]
+    assert [case.sizes["R"] for case in cli.telling_first([cli.Case("a", {"R": 4}), cli.Case("b", {"R": 64})])] == [
+        64,
+        4,
+    ]

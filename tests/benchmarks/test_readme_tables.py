@@ -48,6 +48,13 @@ def test_the_newest_result_of_each_device_that_is_not_void_is_taken(tmp_path: Pa
     ]
 
 
+def test_a_result_that_was_cut_short_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    save(tmp_path, "2026-11-22_h100_fake_op.json", date="2026-11-22T01:00:00+00:00", left=["large"])
+    assert [name for name, _ in newest(tmp_path, "fake_op")] == ["2026-11-22_h100_fake_op.json"]
+    save(tmp_path, "2026-11-21_h100_fake_op.json", date="2026-11-21T01:00:00+00:00")
+    assert [name for name, _ in newest(tmp_path, "fake_op")] == ["2026-11-21_h100_fake_op.json"]
+
+
 def test_a_skipped_peer_is_a_dash(tmp_path: Path) -> None:
     result = make_result()
     result["cases"][0]["peers"]["theirs"] = {"skipped": "not installed"}

@@ -80,3 +80,12 @@ def test_controls_more_than_two_percent_apart_make_a_run_void(low: float, void: 
 def test_ceilings_are_medians_of_each_control() -> None:
     readings = [Controls(1.0, 30.0, 7.0), Controls(2.0, 10.0, 9.0), Controls(9.0, 20.0, 8.0)]
     assert ceilings(readings) == Controls(2.0, 20.0, 8.0)
+
+
+def test_no_case_is_begun_after_a_no_and_the_controls_are_read_at_the_end() -> None:
+    session = FakeSession({"a": 1.0})
+    answers = iter([True, False])
+    results, readings = measure({"a": session}, CASES, rounds=1, seed=0, goes_on=lambda: next(answers))
+    assert [result.case.label for result in results] == ["case 0", "case 1"] and len(readings) == 2
+    results, _ = measure({"a": session}, CASES, rounds=1, seed=0, goes_on=lambda: False)
+    assert len(results) == 1

@@ -85,6 +85,25 @@ def test_cold_calls_have_inputs_of_their_own_and_warm_calls_share_theirs(session
     assert warm == {cold[0]}
 
 
+def test_a_peer_without_memory_or_without_a_graph_is_skipped(
+    session: LocalSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimate_us(call: Any) -> float:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(timing, "estimate_us", estimate_us)
+    told = session.open_case("small", 5)["right"].skipped
+    assert told == "no graph can hold it (operation not permitted when stream is capturing)"
+
+    def capture(calls: Any, *, keep: bool = False) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(timing, "estimate_us", lambda call: 400.0)
+    monkeypatch.setattr(timing, "capture", capture)
+    assert session.open_case("small", 5)["right"].skipped == "out of memory"
+    assert not session.ready
+
+
 def test_only_cold_samples_flush_the_cache(session: LocalSession) -> None:
     session.open_case("small", 5)
     assert session.sample("right", "cold") == (5, "flush")

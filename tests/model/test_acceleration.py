@@ -57,7 +57,7 @@ def test_every_operator_of_a_step_is_traced() -> None:
         "linear": (4 + 3) * layers + 2 * (2 * csa + hca) + 2 * csa,
         "q_norm_rope_kv_insert": layers,
         "compressor": 2 * csa + hca,
-        "indexer_q": csa,
+        "indexer_q_folded": csa,
         "indexer_scores": csa,
         "topk": csa,
         "sparse_attention": layers,

@@ -28,7 +28,7 @@ from dsv4.runtime.ops.moe_combine import moe_combine
 from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
 from dsv4.runtime.ops.quantize import quantize
 from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
-from dsv4.runtime.ops.swiglu_quant import swiglu_quant_joined
+from dsv4.runtime.ops.swiglu_quant import swiglu_quant, swiglu_quant_joined
 from dsv4.runtime.pool import Pool, PoolFormat
 from dsv4.runtime.reference.compressor import Compression
 from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8, quantize_mxfp4
@@ -136,6 +136,12 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[s
         {"limit": 10.0, "block": 128, "interleaved": True},
     ),
     "swiglu_quant bf16": (swiglu_quant_joined, lambda: (normal(3, 512),), {"limit": 1.0}),
+    "swiglu_quant of two tensors": (
+        swiglu_quant,
+        lambda: (normal(3, 512)[:, :256], normal(3, 256), torch.rand(3)),
+        {"limit": 10.0, "block": 128},
+    ),
+    "swiglu_quant of two tensors bf16": (swiglu_quant, lambda: (normal(3, 256), normal(3, 256)), {"limit": 1.0}),
     "moe_combine": (moe_combine, lambda: (normal(3, 6, 512), normal(3, 512)), {}),
 }
 

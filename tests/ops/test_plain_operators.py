@@ -20,7 +20,7 @@ from dsv4.runtime.ops.embed import embed
 from dsv4.runtime.ops.expert_offsets import expert_offsets
 from dsv4.runtime.ops.experts import experts
 from dsv4.runtime.ops.grouped_output import grouped_output
-from dsv4.runtime.ops.indexer_q import indexer_q
+from dsv4.runtime.ops.indexer_q import indexer_q, indexer_q_folded
 from dsv4.runtime.ops.indexer_scores import indexer_scores
 from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
 from dsv4.runtime.ops.linear import linear
@@ -111,6 +111,11 @@ def cases() -> dict[str, Case]:
         ),
         "compressor": (compressor, compress_call(), {}),
         "indexer_q": (indexer_q, (torch.randn(3, 2, 128), table(3)), {}),
+        "indexer_q_folded": (
+            indexer_q_folded,
+            (torch.randn(3, 2, 128), table(3), torch.randn(3, 2)),
+            {"scale": 0.1, "code": "fp8", "rotate_hadamard": True},
+        ),
         "indexer_scores": (
             indexer_scores,
             (torch.randn(3, 2, 128), torch.randn(3, 2), pool(), ints(2, 5, high=8), ints(3, high=6), (1, 2)),

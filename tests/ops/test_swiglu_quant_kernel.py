@@ -19,7 +19,13 @@ from tests.ops.builds import build_all, findings, ptx, takes_what_was_predicted,
 ARCHS = ("sm_90a", "sm_100a")
 FP8 = {"weighted": True, "pdl": True}
 NVFP4 = {"format": "nvfp4", "scale_layout": "swizzled_128x4", "gate_up_layout": "interleaved_8"}
-SHAPES = {"fp8": (384, FP8, {"threads_per_part": 32, "rows_per_cta": 2}), "nvfp4": (256, NVFP4, {})}
+SEPARATE = {"gate_up_layout": "separate", "weighted": False, "scale_layout": "row_major"}
+TWO_TENSORS = {"format": "fp8_32", "gate_up_layout": "separate"}
+SHAPES = {
+    "fp8": (384, FP8, {"threads_per_part": 32, "rows_per_cta": 2}),
+    "nvfp4": (256, NVFP4, {}),
+    "two tensors": (640, TWO_TENSORS, {"row_parts": 2, "threads_per_part": 64}),
+}
 
 
 @pytest.fixture(scope="module", params=ARCHS)
@@ -37,10 +43,12 @@ def test_gates_and_ups_are_read_16_bytes_at_a_time(built: dict[str, BuildResult]
     text = ptx(built[shape])
     vectors = 2 if shape == "fp8" else 1
     assert text.count("ld.global.v4.b32") == 2 * vectors
-    assert widths(text, "ld.global") == {"v4.b32", "b32"}  # and the row's weight, or the tensor's scale
-    assert widths(text, "st.global") == {"v2.b32" if shape == "fp8" else "b32", "b8"}
+    one_number = set() if shape == "two tensors" else {"b32"}  # the row's weight, or the tensor's scale
+    assert widths(text, "ld.global") == {"v4.b32"} | one_number
+    assert widths(text, "st.global") == {"b32" if shape == "nvfp4" else "v2.b32", "b8"}
     assert text.count("ex2.approx") == 8 * vectors
-    assert text.count("rcp.approx") == 8 * vectors + (0 if shape == "fp8" else 2)  # of the tensor's scale and the step
+    inverses = 2 if shape == "nvfp4" else 0  # of the tensor's scale and the step
+    assert text.count("rcp.approx") == 8 * vectors + inverses
     assert ("griddepcontrol" in text) == (shape == "fp8")
 
 
@@ -64,6 +72,18 @@ def outputs_of(case: Case, h: torch.Tensor, format: str) -> dict[str, torch.Tens
         return {"h": h.to(torch.bfloat16)}
     codes, scale, *_ = quantized(h, format, case.inputs.get("input_scale"))
     return {"codes": codes, "scale": laid_out(scale, "row_major")}
+
+
+def test_two_tensors_are_read_where_they_lie() -> None:
+    """Gates and ups have strides of their own, which no other layout has; NaN lies between their rows."""
+    case = cases("swiglu_quant", {"I": 256}, {**SEPARATE, "format": "bf16"})[4]
+    gates, ups = case.inputs["gates"], case.inputs["ups"]
+    assert isinstance(gates, torch.Tensor) and isinstance(ups, torch.Tensor) and "gate_up" not in case.inputs
+    assert (gates.stride(0), ups.stride(0)) == (264, 272) and gates.shape == ups.shape == (9, 256)
+    h = reference(gates, ups, limit=10.0, dtype=torch.float64, out_dtype=torch.float64)
+    assert swiglu_quant.judge({"h": h.to(torch.bfloat16)}, case).ok
+    swapped = reference(ups, gates, limit=10.0, dtype=torch.float64, out_dtype=torch.float64)
+    assert not swiglu_quant.judge({"h": swapped.to(torch.bfloat16)}, case).ok
 
 
 def computed(case: Case, **changes: object) -> torch.Tensor:

@@ -165,6 +165,8 @@ def cases(
     strange[9, 3, columns - 1] = math.inf
     strange[17, 0, columns // 2] = -math.inf
     add("NaN and infinite tokens between finite ones", strange)
+    if clusters > 1:  # buffers and phases come round with the third pass of a cluster: waits that the second has not
+        add("three passes of a cluster", normal(2 * round_of_passes + 5))
     return made
 
 

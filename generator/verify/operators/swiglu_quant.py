@@ -48,11 +48,28 @@ def halves(gate_up: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, torc
     return gate, up
 
 
+def laid_in(
+    gate: torch.Tensor, up: torch.Tensor, layout: str, gap: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The kernel's arguments for gates and ups [T, I] in bf16, ``gap`` columns of NaN behind each row."""
+
+    def gapped(matrix: torch.Tensor, gap: int) -> torch.Tensor:
+        padded = matrix.new_full((matrix.shape[0], matrix.shape[1] + gap), math.nan)
+        padded[:, : matrix.shape[1]] = matrix
+        return padded.to(device)[:, : matrix.shape[1]]
+
+    if layout == "separate":  # two tensors, whose rows lie apart in ways of their own
+        return {"gates": gapped(gate, gap), "ups": gapped(up, 2 * gap)}
+    if layout == "halves":
+        return {"gate_up": gapped(torch.cat((gate, up), dim=-1), gap)}
+    runs = [part.unflatten(-1, (-1, 8)) for part in (gate, up)]
+    return {"gate_up": gapped(torch.stack(runs, dim=-2).flatten(-3), gap)}
+
+
 def cases(
     dims: dict[str, int], variant: dict[str, Scalar], *, config: dict[str, Scalar], seed: int, device: torch.device
 ) -> list[Case]:
     width, format, layout = dims["I"], str(variant["format"]), str(variant["scale_layout"])
-    interleaved = variant["gate_up_layout"] == "interleaved_8"
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made: list[Case] = []
 
@@ -75,14 +92,9 @@ def cases(
         inexact_share: float = 1e-3,
     ) -> None:
         rows = gate.shape[0]
-        both = [part.unflatten(-1, (-1, 8)) for part in (gate, up)]
-        joined = torch.stack(both, dim=-2).flatten(-3) if interleaved else torch.cat((gate, up), dim=-1)
-        padded = torch.full((rows, 2 * width + x_gap), math.nan, dtype=torch.bfloat16)
-        padded[:, : 2 * width] = joined.to(torch.bfloat16)
-        held = padded.to(device)[:, : 2 * width]
+        gate, up = gate.to(torch.bfloat16), up.to(torch.bfloat16)
         if weight is None:
             weight = torch.rand(rows, generator=generator) + 0.05
-        gate, up = halves(held.cpu(), interleaved)
         weights = weight if variant["weighted"] else None
         h = reference(gate, up, weights, limit=limit, dtype=torch.float64, out_dtype=torch.float64)
         assert isinstance(h, torch.Tensor)
@@ -90,7 +102,7 @@ def cases(
         error = (16 + 3 * g.abs()) * 2.0**-24 * h.abs()
         error = torch.where(g < OVERFLOW, h.abs(), error).nan_to_num(nan=0.0, posinf=0.0)
         expected = {"h": h, "error": error}
-        inputs: dict[str, Value] = {"gate_up": held, "limit": limit}
+        inputs: dict[str, Value] = {**laid_in(gate, up, str(variant["gate_up_layout"]), x_gap, device), "limit": limit}
         if variant["weighted"]:
             inputs["route_weight"] = weight.to(device)
         if format == "bf16":
@@ -233,8 +245,10 @@ def workload(
 ) -> dict[str, Value]:
     generator = torch.Generator(device=device).manual_seed(seed)
     rows, width, format = sizes["T"], dims["I"], str(variant["format"])
-    gate_up = torch.randn(rows, 2 * width, generator=generator, device=device, dtype=torch.bfloat16)
-    made: dict[str, Value] = {"gate_up": gate_up, "limit": LIMIT}
+    made: dict[str, Value] = {"limit": LIMIT}
+    separate = variant["gate_up_layout"] == "separate"
+    for name, columns in (("gates", width), ("ups", width)) if separate else (("gate_up", 2 * width),):
+        made[name] = torch.randn(rows, columns, generator=generator, device=device, dtype=torch.bfloat16)
     if variant["weighted"]:
         made["route_weight"] = torch.rand(rows, generator=generator, device=device)
     if format == "nvfp4":
