@@ -15,9 +15,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dsv4.generator.console import UsageError
-from dsv4.generator.spec import load_op
+from dsv4.generator.resources import Refused
+from dsv4.generator.spec import SpecError, load_op
 from dsv4.generator.spec.plan import plan, work
+from dsv4.generator.verify.registry import workload_sizes
 from dsv4.runtime.artifact import Scalar
+from dsv4.runtime.tuned import FAKE_DEVICE
 from dsv4.tuner.choose import finalist
 from dsv4.tuner.study import study_names
 from dsv4.tuner.tried import Tried
@@ -72,6 +75,11 @@ class Report:
         if self.default is None or self.best is None or not self.default.us or not self.best.us:
             return None
         return self.default.us / self.best.us
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether its times are made up."""
+        return bool(self.about.get("device", {}).get("name") == FAKE_DEVICE)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "gain": self.gain}
@@ -129,7 +137,7 @@ def gather(storage: BaseStorage, name: str) -> Report:
         refused=about.get("refused", {}),
         failed=dict(Counter(each.failure for each in tried if each.failure).most_common()),
         lost=sum(bool(trial.user_attrs.get("lost")) for trial in every),
-        rates={label: _rates(about, row) for label, row in named.items() if row is not None},
+        rates={label: rates for label, row in named.items() if row is not None and (rates := _rates(about, row))},
     )
 
 
@@ -166,10 +174,10 @@ def _rates(about: dict[str, Any], row: Row) -> list[Rate]:
         kernel = plan(spec, about["arch"], dims=about["dims"], variant=about["variant"], config=row.config)
         rates = []
         for sizes, us in zip(about["sizes"], row.shapes_us, strict=True):
-            counts = work(spec, kernel, sizes)
+            counts = work(spec, kernel, {**workload_sizes(spec.op), **sizes})
             gigabytes = counts["bytes"] / us / 1e3 if counts.get("bytes") else None
             teraflops = counts["mma"] / us / 1e6 if counts.get("mma") else None
             rates.append(Rate(sizes, us, gigabytes, teraflops))
         return rates
-    except Exception:  # a report of an old study must not fail over a figure that only today's spec can give
+    except (SpecError, Refused, ValueError):  # an old study: what it was asked about is not there any more
         return []

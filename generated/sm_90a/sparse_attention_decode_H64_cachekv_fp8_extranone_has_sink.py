@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, q_register_columns=256, opt_level=3
-# spec sha256: 7a794b2a272278e5403f3c9702fae5e3334d0c8099811d4577705f863bf14558
+# spec sha256: 5adf36b58e7f0e8ca11c2a9cde1d883614b9d613918e6d10b05edaaf8aef31bd
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -163,7 +163,6 @@ def sparse_attention_decode_kernel(
             cute.arch.cluster_wait()
     elif warp < VALUE_WARP:
         # Scores and softmax.
-        cute.arch.setmaxregister_increase(128)
         own_thread = thread - 32 * SCORE_WARP
         q_registers = cute.make_rmem_tensor(((2, 2, 2), 1, Q_REGISTER_COLUMNS // 16), BFloat16)
         q_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM - Q_REGISTER_COLUMNS, 1)

@@ -72,6 +72,12 @@ def first_wrong(
     return found
 
 
+def workload_sizes(op: str) -> dict[str, int]:
+    """The dynamic dimensions that ``workload`` takes where a caller does not give them."""
+    known: dict[str, int] = _module(op).WORKLOAD_SIZES
+    return dict(known)
+
+
 def workload(
     op: str,
     dims: Mapping[str, int],
@@ -86,7 +92,7 @@ def workload(
     Raises ``ValueError`` naming a size that is missing or unknown.
     """
     module: Any = _module(op)
-    known: dict[str, int] = module.WORKLOAD_SIZES
+    known = workload_sizes(op)
     unknown = set(sizes) - set(known)
     if unknown:
         raise ValueError(f"sizes: {op} has no dimension {sorted(unknown)[0]!r}; it has {', '.join(known)}")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from dsv4.generator.cli import run as run_cli
 from dsv4.generator.console import UsageError
 from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.tuned import FAKE_DEVICE
 from dsv4.tuner import charts, cli, exchange
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.explain import explain, find
@@ -120,6 +122,12 @@ def test_the_page_is_whole_needs_no_network_and_shows_every_part(report):
     assert "<b>bold</b>" not in html and "&lt;b&gt;bold" in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
     assert len(data["rows"]) == 40 and data["failed"] == report.failed
+
+
+def test_made_up_times_are_called_so_in_the_headline(report):
+    assert "made up" not in page(report) and "made-up" not in page(report)
+    fake = replace(report, about={**report.about, "device": {**report.about["device"], "name": FAKE_DEVICE}})
+    assert "(made-up times)</h1>" in page(fake) and "The times of this study are made up" in page(fake)
 
 
 def test_csv_and_json_have_a_row_for_each_configuration(swept, report, monkeypatch, capsys):
