@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from dsv4.runtime.artifact import (
     digest,
 )
 from dsv4.runtime.errors import ArtifactRefused, CacheRefused, say_once
+from dsv4.runtime.files import write_atomically
 from dsv4.runtime.trust import untrusted
 from dsv4.runtime.tuned import FAKE_DEVICE, Device, Entry, difference, first_problem, inside, merged, read_entries
 
@@ -238,7 +238,8 @@ class KernelCache:
             if problems:
                 raise CacheRefused(problems[0])
             yield known
-            _replace(path, json.dumps([entry.model_dump(mode="json") for entry in known], indent=1).encode() + b"\n")
+            content = json.dumps([entry.model_dump(mode="json") for entry in known], indent=1).encode() + b"\n"
+            write_atomically(path, content, mode=0o600)
         self._tuned.pop((op, arch), None)
 
     def checksum(self) -> str:
@@ -329,21 +330,6 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _one_line(error: BaseException) -> str:

@@ -20,8 +20,8 @@ from dsv4.generator.spec import list_ops
 from dsv4.runtime.artifact import Scalar, canonical_json
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.dispatch import Call
+from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Device, first_problem
-from dsv4.tuner.files import write_atomically
 
 Served = Literal["tuned", "default", "missing", "no kernel is made"]
 

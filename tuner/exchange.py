@@ -11,8 +11,8 @@ from typing import Any, Literal
 from dsv4.generator.console import UsageError
 from dsv4.runtime.artifact import digest
 from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Entry, Question, merged, parse_entries
-from dsv4.tuner.files import write_atomically
 from dsv4.tuner.tried import changed, spelled
 
 EXPORT_SCHEMA = 1

@@ -20,10 +20,10 @@ from dsv4.generator.build.evidence import add_check, new_check
 from dsv4.runtime.artifact import sha256_file
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.errors import Dsv4Error
+from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Device, first_problem
 from dsv4.tuner import halving, worker
 from dsv4.tuner.choose import finalist
-from dsv4.tuner.files import write_atomically
 from dsv4.tuner.job import RESULTS_SCHEMA, Candidate, Job, Results
 from dsv4.tuner.packs import PackRefused, unpack
 from dsv4.tuner.protocol import Request, score_us

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dsv4.runtime.artifact import EVIDENCE_NAME, MANIFEST_NAME, SUPPORT_ABI, sha256_file
 from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.errors import ArtifactRefused, CacheRefused
+from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Entry, first_problem
-from dsv4.tuner.files import write_atomically
 from dsv4.tuner.job import Job
 
 PACK_SCHEMA = 1

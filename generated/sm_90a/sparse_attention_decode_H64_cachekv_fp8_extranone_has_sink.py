@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, q_register_columns=256, opt_level=3
-# spec sha256: 5adf36b58e7f0e8ca11c2a9cde1d883614b9d613918e6d10b05edaaf8aef31bd
+# spec sha256: 58a53aeed395de041729c97e8747a3934ae6610e99152dee8332f3b86e0df578
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256

@@ -9,8 +9,9 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64, Uint32
-from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import dsl_user_op
+
+from dsv4.generator.device.inline_asm import memory_asm
 
 
 @dsl_user_op
@@ -27,10 +28,7 @@ def copy_row(target: Int32, source: Int64, row_bytes: int, barrier: Int32, *, lo
         Int32(barrier).ir_value(loc=loc, ip=ip),
     ]
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
-    llvm.inline_asm(
-        None, operands, text, "r,l,r,r,~{memory}", has_side_effects=True, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
-    )  # fmt: skip
+    memory_asm(operands, text, "r,l,r,r", loc, ip)
 
 
 @cute.jit

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cutlass import Float32, Int32
-from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import dsl_user_op
+
+from dsv4.generator.device.inline_asm import memory_asm
 
 
 @dsl_user_op
@@ -24,7 +25,21 @@ def store_to_cta(target, rank: Int32, value: Float32, *, loc=None, ip=None) -> N
         "mapa.shared::cluster.u32 address, $0, $1;\n\t"
         "st.shared::cluster.f32 [address], $2;\n\t}"
     )
-    llvm.inline_asm(
-        None, operands, text, "r,r,f,~{memory}", has_side_effects=True, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
-    )  # fmt: skip
+    memory_asm(operands, text, "r,r,f", loc, ip)
+
+
+@dsl_user_op
+def store_pair_to_cta(address: Int32, rank: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> None:
+    """Store two float32 at ``address`` (a multiple of 8) of CTA ``rank``'s shared memory; see ``store_to_cta``."""
+    operands = [
+        Int32(address).ir_value(loc=loc, ip=ip),
+        Int32(rank).ir_value(loc=loc, ip=ip),
+        Float32(a).ir_value(loc=loc, ip=ip),
+        Float32(b).ir_value(loc=loc, ip=ip),
+    ]
+    text = (
+        "{\n\t.reg .b32 address;\n\t"
+        "mapa.shared::cluster.u32 address, $0, $1;\n\t"
+        "st.shared::cluster.v2.f32 [address], {$2, $3};\n\t}"
+    )
+    memory_asm(operands, text, "r,r,f,f", loc, ip)

@@ -14,8 +14,9 @@ from typing import TypeVar
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Uint32
-from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
+
+from dsv4.generator.device.inline_asm import pure_asm
 
 MAGNITUDE = 0x7FFFFFFF
 NAN_CODE = 255
@@ -124,10 +125,3 @@ def pack_bytes(codes: list[Uint32]) -> Uint32:
     for i in cutlass.range_constexpr(1, len(codes)):
         packed = packed | codes[i] << Uint32(8 * i)
     return packed
-
-
-def pure_asm(result, operands, text, constraints, loc, ip):
-    return llvm.inline_asm(
-        result, operands, text, constraints, has_side_effects=False, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
-    )  # fmt: skip

@@ -15,7 +15,8 @@ import cutlass.cute as cute
 from cutlass import Float16, Float32, Uint32
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.e8m0 import e8m0_code, permute_bytes, pure_asm
+from dsv4.generator.device.e8m0 import e8m0_code, permute_bytes
+from dsv4.generator.device.inline_asm import pure_asm
 
 E2M1_MAX = 6.0
 MXFP4_FLOOR = 6.0 * 2.0**-126

@@ -15,7 +15,8 @@ from cutlass._mlir import ir
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.e8m0 import e8m0_code, pure_asm
+from dsv4.generator.device.e8m0 import e8m0_code
+from dsv4.generator.device.inline_asm import pure_asm
 
 E4M3_MAX = 448.0
 FP8_FLOOR = 1e-4

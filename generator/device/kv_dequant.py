@@ -20,7 +20,8 @@ from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
 from dsv4.generator.device.bulk_rows import load_shared, store_shared
-from dsv4.generator.device.e8m0 import NAN_CODE, pure_asm
+from dsv4.generator.device.e8m0 import NAN_CODE
+from dsv4.generator.device.inline_asm import pure_asm
 from dsv4.generator.device.kv_rows import SLOT_BYTES, SLOT_ROWS, TILE_KEYS
 from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_CODES
 

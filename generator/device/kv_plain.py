@@ -9,10 +9,10 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64
-from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import dsl_user_op
 
 from dsv4.generator.device import kv_rows
+from dsv4.generator.device.inline_asm import memory_asm
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES
 
 ROW_PIECES = 64
@@ -27,10 +27,7 @@ def copy_piece(target: Int32, source: Int64, read_bytes: Int32, *, loc=None, ip=
         Int32(read_bytes).ir_value(loc=loc, ip=ip),
     ]
     text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
-    llvm.inline_asm(
-        None, operands, text, "r,l,r,~{memory}", has_side_effects=True, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
-    )  # fmt: skip
+    memory_asm(operands, text, "r,l,r", loc, ip)
 
 
 @cute.jit

@@ -14,43 +14,20 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, Uint32
-from cutlass._mlir.dialects import llvm
-from cutlass.cutlass_dsl import dsl_user_op
 
-from dsv4.generator.device import sm90_wgmma, softmax
+from dsv4.generator.device import sm90_mask, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_shared
-from dsv4.generator.device.cluster_sum import store_to_cta
+from dsv4.generator.device.cluster_sum import store_pair_to_cta, store_to_cta
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, ROW_BYTES
 from dsv4.generator.device.page_rows import store_at, to_bf16
 from dsv4.generator.device.sm90_sparse_decode import (
     PRODUCT_COLUMNS,
     ROWS,
     VALUE_COLUMNS,
-    first_row,
 )
 
 SPLITS_MAX = 8
 """CTAs of a cluster; with more, a group of eight columns would not have a place of its own in each row of a part."""
-
-
-@dsl_user_op
-def store_pair_to_cta(address: Int32, rank: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> None:
-    """Store two float32 at ``address`` (a multiple of 8) of CTA ``rank``'s shared memory; see ``store_to_cta``."""
-    operands = [
-        Int32(address).ir_value(loc=loc, ip=ip),
-        Int32(rank).ir_value(loc=loc, ip=ip),
-        Float32(a).ir_value(loc=loc, ip=ip),
-        Float32(b).ir_value(loc=loc, ip=ip),
-    ]
-    text = (
-        "{\n\t.reg .b32 address;\n\t"
-        "mapa.shared::cluster.u32 address, $0, $1;\n\t"
-        "st.shared::cluster.v2.f32 [address], {$2, $3};\n\t}"
-    )
-    llvm.inline_asm(
-        None, operands, text, "r,r,f,f,~{memory}", has_side_effects=True, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
-    )  # fmt: skip
 
 
 @cute.jit
@@ -79,12 +56,21 @@ def tell_statistics(
 ):
     """Warpgroup of S: m and l (whole) of its rows into ``statistics`` (64, 2, parts) of every CTA of the cluster."""
     if thread & 3 == 0:
-        row = first_row(thread)
+        row = sm90_mask.thread_row(thread)
         for half in cutlass.range_constexpr(2):
             for to in cutlass.range(parts, unroll=1):
                 for kind, values in enumerate((row_max, row_sum)):
                     place = statistics.iterator + statistics.layout((row + 8 * half, kind, rank))
                     store_to_cta(place, to, values[half])
+
+
+@cute.jit
+def largest_of(statistics: cute.Tensor, row: Int32, parts: Int32) -> Float32:
+    """M of a row, −∞ without keys."""
+    top = statistics[row, 0, 0]
+    for part in cutlass.range(1, parts, unroll=1):
+        top = cute.arch.fmax(top, statistics[row, 0, part])
+    return top
 
 
 @cute.jit
@@ -99,9 +85,7 @@ def denominator(
 
     ``sink`` is the row's float32 logit, or None.
     """
-    top = statistics[row, 0, 0]
-    for part in cutlass.range(1, parts, unroll=1):
-        top = cute.arch.fmax(top, statistics[row, 0, part])
+    top = largest_of(statistics, row, parts)
     shift = (Float32(0.0) if top == -Float32.inf else top) * scale_log2
     total = Float32(0.0)
     for part in cutlass.range(parts, unroll=1):
@@ -131,10 +115,7 @@ def store_lse(
     """
     if row < heads:
         if cutlass.const_expr(max_logits is not None):
-            top = statistics[row, 0, 0]
-            for part in cutlass.range(1, parts, unroll=1):
-                top = cute.arch.fmax(top, statistics[row, 0, part])
-            max_logits[row] = top * (scale_log2 * softmax.LN_2)
+            max_logits[row] = largest_of(statistics, row, parts) * (scale_log2 * softmax.LN_2)
         shift, _, total = denominator(statistics, row, scale_log2, None, parts)
         value = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
         lse[row] = empty_lse if total == Float32(0.0) else value
@@ -156,7 +137,7 @@ def normalise(
     ``sink`` is (64,) float32, of which ``heads`` may be read, or None.
     """
     factor = cute.make_rmem_tensor((2,), Float32)
-    first = first_row(thread)
+    first = sm90_mask.thread_row(thread)
     for half in cutlass.range_constexpr(2):
         row = first + 8 * half
         own_sink = None
@@ -205,7 +186,7 @@ def send_columns(
     """
     groups_log2 = 6 - log2_of(parts)  # groups of eight columns that a CTA stores
     rows = [sm90_wgmma.rows_of(acc) for acc in accs_o]
-    first = first_row(thread)
+    first = sm90_mask.thread_row(thread)
     for half in cutlass.range_constexpr(2):
         row = first + 8 * half
         start = parts_o + ((rank * ROWS + row) << (groups_log2 + 5)) + 8 * (thread & 3)

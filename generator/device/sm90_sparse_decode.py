@@ -16,7 +16,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4.generator.device import kv_plain, kv_rows, sm90_ring, sm90_wgmma, softmax
+from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_global, store_shared
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES, dequantise_slot
 
@@ -52,12 +52,6 @@ class Ring(NamedTuple):
     p: cute.Tensor
     factors: cute.Tensor
     is_key: cute.Tensor
-
-
-@cute.jit
-def first_row(thread: Int32) -> Int32:
-    """The first of a thread's two rows of an accumulator; the other is 8 further (shifts: thread is not negative)."""
-    return ((thread >> 5) << 4) + ((thread & 31) >> 2)
 
 
 @cute.jit
@@ -190,7 +184,7 @@ def load_q(
             load_global(place.toint(), values)
         target = smem_address + (piece >> 3) * BLOCK_BYTES + own_row * ROW_BYTES
         store_shared(target + ((piece ^ own_row) & 7) * PIECE_BYTES, values)
-    row, pair = first_row(thread), thread & 3
+    row, pair = sm90_mask.thread_row(thread), thread & 3
     pairs = cute.recast_tensor(registers, Uint32)  # ((1, 2 rows, 2 column halves), 1, k steps)
     pairs.fill(0)
     for half in cutlass.range_constexpr(2):
@@ -225,7 +219,7 @@ def score(
     mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
     thread_rs, thread_ss = mma_rs.get_slice(thread), mma_ss.get_slice(thread)
     keys = thread_rs.make_fragment_B(thread_rs.partition_B(ring.keys))
-    k_steps = register_columns // 16
+    q_operand = thread_ss.make_fragment_A(thread_ss.partition_A(smem_q))
     assert cute.size(keys, mode=[2]) == HEAD_DIM // 16, keys.shape
     slot, phase = Int32(0), Int32(0)
     correction = cute.make_rmem_tensor((2,), Float32)
@@ -236,16 +230,8 @@ def score(
         sm90_ring.wait_full(barriers.keys_full, slot, phase)
         tile_keys = keys[None, None, None, slot]
         warpgroup.fence()
-        atom = cute.make_mma_atom(mma_rs.op)
-        atom.set(warpgroup.Field.ACCUMULATE, False)
-        for step in cutlass.range_constexpr(k_steps):
-            cute.gemm(atom, scores, q_registers[None, None, step], tile_keys[None, None, step], scores)
-            atom.set(warpgroup.Field.ACCUMULATE, True)
-        q_operand = thread_ss.make_fragment_A(thread_ss.partition_A(smem_q))
-        atom_ss = cute.make_mma_atom(mma_ss.op)
-        atom_ss.set(warpgroup.Field.ACCUMULATE, True)
-        for step in cutlass.range_constexpr(HEAD_DIM // 16 - k_steps):
-            cute.gemm(atom_ss, scores, q_operand[None, None, step], tile_keys[None, None, k_steps + step], scores)
+        sm90_wgmma.add_products(mma_rs, scores, q_registers, tile_keys, 0, False)
+        sm90_wgmma.add_products(mma_ss, scores, q_operand, tile_keys, register_columns // 16, True)
         warpgroup.commit_group()
         warpgroup.wait_group(0)
         rows = sm90_wgmma.rows_of(scores)
@@ -255,7 +241,7 @@ def score(
         p = ring.p[None, None, slot]
         sm90_wgmma.store_accumulator(scores, mma_ss, p, thread)
         if thread & 3 == 0:
-            row = first_row(thread)
+            row = sm90_mask.thread_row(thread)
             for half in cutlass.range_constexpr(2):
                 ring.factors[row + 8 * half, slot] = correction[half]
         cute.arch.fence_view_async_shared()
@@ -303,7 +289,7 @@ def add_values(
         )
         for i in range(products)
     ]
-    row = first_row(thread)
+    row = sm90_mask.thread_row(thread)
     slot, phase = Int32(0), Int32(0)
     for acc in accs_o:
         acc.fill(0.0)

@@ -91,12 +91,20 @@ def issue(tiled_mma: cute.TiledMma, acc, a, b, accumulate: cutlass.Constexpr[boo
     k_steps = cute.size(b, mode=[2])
     assert cute.size(a, mode=[2]) == k_steps, f"A has {cute.size(a, mode=[2])} k steps, B {k_steps}"
     warpgroup.fence()
+    add_products(tiled_mma, acc, a, b, 0, accumulate)
+    warpgroup.commit_group()
+
+
+@cute.jit
+def add_products(
+    tiled_mma: cute.TiledMma, acc, a, b, first_step: cutlass.Constexpr[int], accumulate: cutlass.Constexpr[bool]
+):
+    """acc (+)= a·b over the k steps of ``a`` and as many of ``b`` from ``first_step`` on, in the caller's group."""
     atom = cute.make_mma_atom(tiled_mma.op)
     atom.set(warpgroup.Field.ACCUMULATE, accumulate)
-    for step in cutlass.range_constexpr(k_steps):
-        cute.gemm(atom, acc, a[None, None, step], b[None, None, step], acc)
+    for step in cutlass.range_constexpr(cute.size(a, mode=[2])):
+        cute.gemm(atom, acc, a[None, None, step], b[None, None, first_step + step], acc)
         atom.set(warpgroup.Field.ACCUMULATE, True)
-    warpgroup.commit_group()
 
 
 @cute.jit

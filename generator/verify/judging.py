@@ -64,11 +64,11 @@ def f32_within(name: str, got: torch.Tensor, expected: torch.Tensor, error: torc
 
 
 def verdict(
-    got: torch.Tensor, expected: torch.Tensor, findings: list[str], detail: Mapping[str, int] | None = None
+    got: torch.Tensor, expected: torch.Tensor, findings: list[str], detail: Mapping[str, float] | None = None
 ) -> Verdict:
     """``findings`` with the measures of error of the operator's main output, over its finite answers.
 
-    ``detail``: counts to be kept beside the number of elements.
+    ``detail``: figures to be kept beside the number of elements.
     """
     finite = torch.isfinite(expected)
     ours = torch.where(finite, got.to(torch.float64), 0.0)

@@ -9,10 +9,10 @@ import typer
 
 from dsv4.generator.commands import select
 from dsv4.generator.console import UsageError, err, out, print_json
+from dsv4.runtime.files import write_atomically
 from dsv4.tuner import exchange
 from dsv4.tuner.commands import options
 from dsv4.tuner.explain import explain, find
-from dsv4.tuner.files import write_atomically
 
 if TYPE_CHECKING:
     from dsv4.tuner.report import Report

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from dsv4.generator.verify import metrics
+from dsv4.generator.verify import judging
 from dsv4.generator.verify.case import Case, OutputLayout, Value, Verdict
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.pool import KV_WIDTH, Pool, PoolFormat, page_bytes
@@ -270,17 +270,7 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     distance = 1 - 2 * float((ours * theirs).sum()) / sizes if sizes else 0.0
     if not distance <= OUT_DISTANCE_MAX:
         findings.append(f"out: 1 - 2<a,r>/(|a|^2 + |r|^2) is {distance:.3g}; allowed {OUT_DISTANCE_MAX:g}")
-    rows = metrics.row_rel_l2(ours, theirs)
-    error = (ours - theirs).abs().nan_to_num(nan=math.inf)
-    return Verdict(
-        ok=not findings,
-        cosine=metrics.cosine(ours, theirs),
-        rel_l2=metrics.rel_l2(ours, theirs),
-        max_abs=float(error.max()) if error.numel() else 0.0,
-        worst_row=int(rows.argmax()) if rows.numel() else -1,
-        findings=tuple(findings),
-        detail={"distance": distance},
-    )
+    return judging.verdict(out, expected, findings, {"distance": distance})
 
 
 def _off(got: torch.Tensor, expected: torch.Tensor, absolute: float, relative: float) -> torch.Tensor:
