@@ -27,7 +27,10 @@ NO_RESCALE: Edits = {
     )
 }
 ONE_K_BLOCK: Edits = {
-    "sm90_wgmma": ("in cutlass.range_constexpr(k_steps)", "in cutlass.range_constexpr(k_steps if accumulate else 1)")
+    "sm90_wgmma": (
+        "in cutlass.range_constexpr(cute.size(a, mode=[2]))",
+        "in cutlass.range_constexpr(cute.size(a, mode=[2]) if accumulate else 1)",
+    )
 }
 ONE_MAXIMUM: Edits = {
     "softmax": (

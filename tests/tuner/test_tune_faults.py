@@ -161,10 +161,10 @@ def test_a_disk_that_is_full_when_the_winner_is_kept_leaves_the_old_one(cache, m
     assert run(cache, gpu).chosen
     before = cache.tuned_path("rms_norm", "sm_90a").read_bytes()
 
-    def write(path, content):
+    def write(path, content, *, mode):
         raise full(path)
 
-    monkeypatch.setattr("dsv4.runtime.cache._replace", write)
+    monkeypatch.setattr("dsv4.runtime.cache.write_atomically", write)
     with pytest.raises(CheckFailed, match="No space left on device"):
         run(cache, FakeGpu(FakeBuilder(cache), cost))
     assert cache.tuned_path("rms_norm", "sm_90a").read_bytes() == before
