@@ -26,6 +26,7 @@ from benchmarks.harness.summary import summarise
 ORDER = (
     # never measured, and the longest of a decoding step
     "sparse_attention_decode",
+    "fmha_varlen",
     # the longest of a decoding step, and those that were changed since they were measured
     "mhc_post_pre",
     "sample",

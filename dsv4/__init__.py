@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SettingError,
     )
     from dsv4.runtime.ops.fmha import fmha
+    from dsv4.runtime.ops.fmha_varlen import fmha_paged, fmha_varlen
     from dsv4.runtime.ops.rms_norm import rms_norm
 
     __version__: str
@@ -47,6 +48,8 @@ __all__ = [
     "__version__",
     "configure",
     "fmha",
+    "fmha_paged",
+    "fmha_varlen",
     "rms_norm",
     "trace_dispatch",
     "warmup",
@@ -56,6 +59,8 @@ _HOMES = {
     "KernelCache": "dsv4.runtime.cache",
     "configure": "dsv4.runtime.dispatch",
     "fmha": "dsv4.runtime.ops.fmha",
+    "fmha_paged": "dsv4.runtime.ops.fmha_varlen",
+    "fmha_varlen": "dsv4.runtime.ops.fmha_varlen",
     "rms_norm": "dsv4.runtime.ops.rms_norm",
     "trace_dispatch": "dsv4.runtime.dispatch",
     "warmup": "dsv4.runtime.dispatch",

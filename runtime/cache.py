@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from pydantic import ValidationError
@@ -175,9 +176,9 @@ class KernelCache:
 
         ``dims`` and ``sizes`` together give every dimension its size: an artifact fits if its static dimensions have
         these sizes, its variant is ``variant`` and the sizes lie in its bucket. Of the entries for ``device`` a
-        measured one goes before a predicted one, then the newer; one that was tuned for such a device under other
-        conditions, or whose kernel is not here, is said once and does not serve. Among defaults the one with more
-        static dimensions wins, then the newer.
+        measured one goes before a predicted one (which is for every GPU with as many SMs), then the newer; one that was
+        tuned for such a device under other conditions, or whose kernel is not here, is said once and does not serve.
+        Among defaults the one with more static dimensions wins, then the newer.
         """
         every = {**dims, **sizes}
         fitting = [a for a in self.artifacts(op, arch) if _fits(a.manifest, every, variant)]
@@ -204,15 +205,16 @@ class KernelCache:
     def keep(self, entry: Entry) -> Entry:
         """Keep a tuned entry, sealed, in place of an earlier one for the same question; atomic.
 
-        A predicted entry does not replace a measured one. Returns the entry that now stands. Raises ``CacheRefused``
-        where the cache is refused, the measurements are made up, or the file holds what cannot be believed (it is then
-        left as it is).
+        A predicted entry does not replace a measured one, of this question or of the same sizes, flags and SMs; a
+        measured one replaces both. Returns the entry that now stands. Raises ``CacheRefused`` where the cache is
+        refused, the measurements are made up, or the file holds what cannot be believed (it is then left as it is).
         """
         self._require_keepable([entry])
         op, arch = entry.question.op, entry.question.arch
         with self._tuned_file(op, arch) as known:
             known[:] = merged(known, [entry.sealed()])
-        return next(other for other in known if other.question == entry.question)
+        stands = [other for other in known if other.question == entry.question]
+        return stands[0] if stands else next(other for other in known if entry.is_overtaken_by(other))
 
     def keep_all(self, entries: Sequence[Entry]) -> None:
         """The same for many, sealed as they are; one write for each operator and arch."""
@@ -221,6 +223,21 @@ class KernelCache:
             mine = [entry for entry in entries if (entry.question.op, entry.question.arch) == (op, arch)]
             with self._tuned_file(op, arch) as known:
                 known[:] = merged(known, mine)
+
+    def drop_predicted(self, subject: Mapping[str, Any]) -> list[Entry]:
+        """Drop the predictions of ``subject`` (``Question.subject``) and return them: something was measured there, and
+        the default was the fastest. Raises ``CacheRefused`` where the file holds what cannot be believed."""
+        op, arch = str(subject["op"]), str(subject["arch"])
+
+        def is_meant(entry: Entry) -> bool:
+            return entry.source == "predicted" and entry.question.subject == subject
+
+        if not any(map(is_meant, self.tuned(op, arch))):
+            return []
+        with self._tuned_file(op, arch) as known:
+            dropped = [entry for entry in known if is_meant(entry)]
+            known[:] = [entry for entry in known if not is_meant(entry)]
+        return dropped
 
     def _require_keepable(self, entries: Sequence[Entry]) -> None:
         if self.refused:
@@ -267,7 +284,7 @@ class KernelCache:
         for entry in reversed(self.tuned(op, arch)):
             if device is None or not entry.question.serves(sizes, variant):
                 continue
-            if entry.question.device != device:
+            if not entry.serves_on(device):
                 if entry.question.device.name == device.name:
                     apart = difference(entry.question.device, device)
                     say_once(f"tuned entry {entry.name} does not serve: {apart}; valid: tune it here")

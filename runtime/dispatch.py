@@ -29,6 +29,9 @@ Entry = Callable[..., Any]
 ARCH_OF_CAPABILITY: dict[tuple[int, int], str] = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_100a"}
 REFERENCE = "reference"
 EMPTY = "empty"
+ASKED = "asked"
+SHAPES_ONLY = "meta"
+"""The device whose tensors have no data: a step on them says which kernels it would ask for on a GPU."""
 TABLE_ENTRIES_MAX = 16384
 TABLED_DEVICES = ("cpu", "cuda")
 """A key holds ``tensor.get_device()``, which is quicker than ``tensor.device`` and tells only these two apart."""
@@ -39,7 +42,9 @@ class Call:
     """One call as ``trace_dispatch`` saw it: of a kernel, or of the reference in its place.
 
     ``implementation`` is an artifact's name, ``"reference"``, or ``"empty"`` where there was nothing to compute.
-    ``key`` is the artifact's key. An operator that takes several kernels is as many calls.
+    ``key`` is the artifact's key. An operator that takes several kernels is as many calls. On the device ``meta``,
+    whose tensors have no data, nothing is served: ``"asked"`` is a kernel that would be asked for on a GPU,
+    ``"reference"`` a call that no kernel is made for.
     """
 
     op: str
@@ -165,6 +170,11 @@ def trace_dispatch() -> Iterator[list[Call]]:
             _forget_entries()
 
 
+def is_traced() -> bool:
+    """Whether a ``trace_dispatch`` is open."""
+    return bool(_state.watchers)
+
+
 def make_entry(
     key: Any,
     request: Request,
@@ -188,9 +198,11 @@ def make_entry(
     with _state.lock:
         kernels = _kernels((request, *stages), is_made=adapt is not None)
         entry = adapt(*kernels) if kernels and adapt else _checked(empty if request.empty else reference, check)
-        if current_settings().debug:
+        if current_settings().debug and request.device.type != SHAPES_ONLY:
             entry = _checked(_checked(entry, check_values), check)
-        if _state.watchers:
+        if _state.watchers and adapt is not None and not request.empty and request.device.type == SHAPES_ONLY:
+            entry = _recorded(entry, [_call(each, each.op, ASKED) for each in (request, *stages)])
+        elif _state.watchers:
             by_torch = _call(request, table_of or request.op, EMPTY if request.empty else REFERENCE)
             by_kernels = [
                 _call(each, each.op, kernel.artifact.manifest.name, kernel.artifact.manifest.key)
@@ -324,7 +336,7 @@ def warmup(ops: list[str] | tuple[str, ...] | None = None, *, device: torch.devi
         for op, built_for in cache.kinds():
             if built_for != arch or (ops is not None and op not in ops):
                 continue
-            chosen = {entry.key for entry in cache.tuned(op, arch) if entry.question.device == here}
+            chosen = {entry.key for entry in cache.tuned(op, arch) if entry.serves_on(here)}
             for artifact in cache.artifacts(op, arch):
                 if artifact.manifest.is_default or artifact.manifest.key in chosen:
                     try:

@@ -20,6 +20,8 @@ from dsv4.runtime.trust import untrusted
 TUNED_SCHEMA = 1
 FAKE_DEVICE = "made-up device"
 """The name of what measures nothing; what it found is never kept as a winner."""
+ANY_DEVICE = "any"
+"""The name that a prediction for every GPU of its arch with so many SMs has in place of a device's."""
 
 Bucket = dict[str, tuple[int, int | None]]
 
@@ -36,6 +38,11 @@ class Device(_Strict):
     sms: int
     driver: str
     cuda: str
+
+
+def any_device(sms: int) -> Device:
+    """What a prediction is for: a GPU with ``sms`` SMs, whichever it is and whatever drives it."""
+    return Device(name=ANY_DEVICE, memory_bytes=0, sms=sms, driver=ANY_DEVICE, cuda=ANY_DEVICE)
 
 
 class Policy(_Strict):
@@ -59,6 +66,12 @@ class Question(_Strict):
     device: Device
     toolchain: dict[str, str]
     policy: Policy
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What is answered, without what the answer depends on besides: the kernels' sizes and flags, and the SMs."""
+        names = {"op", "arch", "dims", "variant", "bucket"}
+        return {**self.model_dump(include=names), "sms": self.device.sms}
 
     def serves(self, sizes: Mapping[str, int], variant: Mapping[str, Scalar]) -> bool:
         """Whether a call of these sizes (static and dynamic) and flags is one that this question is about."""
@@ -94,6 +107,16 @@ class Entry(_Strict):
 
     def _own_sha256(self) -> str:
         return digest(self.model_dump(mode="json", exclude={"sha256"}))
+
+    def serves_on(self, device: Device) -> bool:
+        """Whether it was made for ``device``: measured on it, or predicted for any of its SMs."""
+        mine = self.question.device
+        return mine == device or (self.source == "predicted" and mine == any_device(device.sms))
+
+    def is_overtaken_by(self, other: Entry) -> bool:
+        """Whether this is a prediction of what ``other`` has measured, by whatever spec and under whatever driver."""
+        is_guess = (self.source, other.source) == ("predicted", "measured")
+        return is_guess and self.question.subject == other.question.subject
 
     @property
     def name(self) -> str:
@@ -144,7 +167,10 @@ def merged(known: Sequence[Entry], more: Sequence[Entry]) -> list[Entry]:
         same = [other for other in found if other.question == entry.question]
         if entry.source == "predicted" and any(other.source == "measured" for other in same):
             continue
-        found = [other for other in found if other.question != entry.question] + [entry]
+        if any(entry.is_overtaken_by(other) for other in found):
+            continue
+        found = [other for other in found if other.question != entry.question and not other.is_overtaken_by(entry)]
+        found.append(entry)
     return found
 
 

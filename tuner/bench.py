@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from dsv4.generator.build.evidence import add_check, add_measurement, new_check, read_evidence
 from dsv4.generator.kernel import KernelPlan
+from dsv4.runtime.tuned import Policy
 from dsv4.tuner import halving, worker
 from dsv4.tuner.builders import Builder, Built
 from dsv4.tuner.protocol import Request, Sizes, Timing, score_us
@@ -57,7 +58,8 @@ class Measured:
 @dataclass(frozen=True)
 class Bench:
     """``limit_s`` bounds the silence of one kernel. ``evidence`` says whether what is found is written beside the
-    artifacts; ``retry`` that a kernel is run although it hung, faulted or was wrong before."""
+    artifacts; ``retry`` that a kernel is run although it hung, faulted or was wrong before; ``policy`` how calls are
+    timed."""
 
     builder: Builder
     measure: Measurer
@@ -69,6 +71,7 @@ class Bench:
     preflight: Preflight | None = None
     evidence: bool = True
     retry: bool = False
+    policy: Policy = field(default_factory=Policy)
 
     def outcomes(self, plans: Sequence[KernelPlan], incumbent_us: float | None = None) -> list[Measured]:
         """What became of each, in their order. Without an incumbent all get all the timing rounds."""
@@ -79,7 +82,12 @@ class Bench:
         rungs = (self.rounds,) if incumbent_us is None else halving.rungs(self.rounds)
         if ready:
             request = Request(
-                artifacts=tuple(ready), sizes=self.sizes, seed=self.seed, rungs=rungs, incumbent_us=incumbent_us
+                artifacts=tuple(ready),
+                sizes=self.sizes,
+                seed=self.seed,
+                rungs=rungs,
+                incumbent_us=incumbent_us,
+                policy=self.policy,
             )
             found = self.measure(request, limit_s=self.limit_s, progress=self._record)
             outcomes = {outcome.artifact: outcome for outcome in found}

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 36
-LETTER = 6
+LETTER = 7
 """Pixels that a letter of a label takes, about."""
 
 
@@ -33,7 +33,8 @@ class Scale:
         """Round values inside the scale, about five."""
         if self.log and self.high / self.low > 8:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [m * 10.0**p for p in powers for m in (1, 2, 5)]
+            steps = (1, 2, 5) if self.high / self.low < 1e4 else (1,)
+            values = [m * 10.0**p for p in powers for m in steps]
         else:
             step = _round_step((self.high - self.low) / 5 or 1.0)
             first = math.ceil(self.low / step)
@@ -98,7 +99,8 @@ def axes(svg: Svg, x: Scale, y: Scale, x_name: str, y_name: str, spell: Callable
     """Grid lines, numbers and names."""
     for tick in y.ticks():
         svg.line(x.start, y(tick), x.end, y(tick), "grid")
-        svg.text(x.start - 6, y(tick) + 4, spell(round(tick, 6)), anchor="end")
+        if y(tick) > y.end + 8:  # there the axis has its name
+            svg.text(x.start - 6, y(tick) + 4, spell(round(tick, 6)), anchor="end")
     for tick in x.ticks():
         svg.text(x(tick), y.start + 16, f"{tick:g}", anchor="middle")
     svg.line(x.start, y.start, x.end, y.start, "axis")
@@ -139,7 +141,7 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str, unit: str) -> Marku
     """Horizontal bars: ``(name, value, class)``."""
     if not rows:
         return empty(title, "nothing to show")
-    row_height, name_width = 22, min(340, 24 + LETTER * max(len(name) for name, *_ in rows))
+    row_height, name_width = 22, min(400, 24 + LETTER * max(len(name) for name, *_ in rows))
     svg = Svg(title, height=len(rows) * row_height + 12)
     high = max(value for _, value, _ in rows) or 1.0
     for place, (name, value, kind) in enumerate(rows):

@@ -10,9 +10,11 @@ from dsv4.generator.cli import run
 from dsv4.tuner.commands.compile import compile_candidates
 from dsv4.tuner.commands.coverage import print_coverage
 from dsv4.tuner.commands.exchange import diff_entries, export_entries, import_file, merge_files, print_checksum
+from dsv4.tuner.commands.model import tune_whole_model
 from dsv4.tuner.commands.offline import cover_shapes, replay_study
 from dsv4.tuner.commands.pack import measure_candidates, pack_kernels
 from dsv4.tuner.commands.plan import plan_search
+from dsv4.tuner.commands.predict import predict_configurations
 from dsv4.tuner.commands.report import explain_entry, report_study
 from dsv4.tuner.commands.sweep import sweep_configurations
 
@@ -38,8 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("plan")(plan_search)
+app.command("predict")(predict_configurations)
 app.command("compile")(compile_candidates)
 app.command("sweep")(sweep_configurations)
+app.command("model")(tune_whole_model)
 app.command("report")(report_study)
 app.command("explain")(explain_entry)
 app.command("coverage")(print_coverage)

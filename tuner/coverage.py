@@ -16,14 +16,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dsv4.generator.console import UsageError
-from dsv4.generator.spec import list_ops
+from dsv4.generator.spec import list_ops, load_op
 from dsv4.runtime.artifact import Scalar, canonical_json
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.dispatch import Call
 from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Device, first_problem
 
-Served = Literal["tuned", "default", "missing", "no kernel is made"]
+Served = Literal["tuned", "predicted", "default", "missing", "no kernel is made"]
+ORDER: tuple[Served, ...] = ("missing", "default", "predicted", "tuned", "no kernel is made")
+"""Of tables: what is to be done first."""
 
 
 class Asked(BaseModel):
@@ -61,6 +63,16 @@ def distinct(calls: Iterable[Call]) -> list[Asked]:
     return list(found.values())
 
 
+def joined(kinds: Iterable[Asked]) -> list[Asked]:
+    """Kinds of calls of several steps, each once, with the calls of all of them counted."""
+    found: dict[str, Asked] = {}
+    for each in kinds:
+        key = canonical_json([each.op, each.sizes, each.variant])
+        times = each.times + (found[key].times if key in found else 0)
+        found[key] = each.model_copy(update={"times": times})
+    return list(found.values())
+
+
 def write_calls(path: Path, calls: Iterable[Call]) -> None:
     """Write the kinds of calls that ``dsv4.trace_dispatch`` saw, whole or not at all."""
     rows = [asked.model_dump() for asked in distinct(calls)]
@@ -78,8 +90,11 @@ def read_calls(path: Path) -> list[Asked]:
 
 
 def cover_calls(calls: Sequence[Asked], cache: KernelCache, arch: str, device: Device | None) -> list[Covered]:
-    """What the runtime would take for each, by its own rule. Without a device nothing counts as tuned."""
-    made = set(list_ops(planned=False))
+    """What the runtime would take for each, by its own rule: ``predicted`` is an entry that nothing has measured.
+
+    Without a device nothing counts as tuned.
+    """
+    made = {op for op in list_ops(planned=False) if arch in load_op(op).archs}
     tuned = {(op, entry.key) for op, of in cache.tuned_kinds() if of == arch for entry in cache.tuned(op, arch)}
     found = []
     for asked in calls:
@@ -89,16 +104,34 @@ def cover_calls(calls: Sequence[Asked], cache: KernelCache, arch: str, device: D
         if artifact is None and asked.op not in made:
             served = "no kernel is made"
         elif device is not None and artifact is not None and (asked.op, key) in tuned:
-            served = "tuned" if _is_chosen(cache, asked, arch, device, artifact.manifest.key) else served
+            served = _source(cache, asked, arch, device, artifact.manifest.key) or served
         found.append(Covered(asked, served, key))
     return found
 
 
-def _is_chosen(cache: KernelCache, asked: Asked, arch: str, device: Device, key: str) -> bool:
-    return any(
-        entry.key == key and entry.question.device == device and entry.question.serves(asked.sizes, asked.variant)
+def _source(cache: KernelCache, asked: Asked, arch: str, device: Device, key: str) -> Served | None:
+    """Whether the kernel serves by a measured or a predicted entry, or None: by neither."""
+    sources = {
+        entry.source
         for entry in cache.tuned(asked.op, arch)
-    )
+        if entry.key == key and entry.serves_on(device) and entry.question.serves(asked.sizes, asked.variant)
+    }
+    if "measured" in sources:
+        return "tuned"
+    return "predicted" if sources else None
+
+
+def device_here(cache: KernelCache, arch: str, name: str | None) -> Device | None:
+    """The known device called ``name``; without a name this machine's GPU, if it has one. Raises UsageError."""
+    import torch
+
+    if name is not None:
+        return known_device(cache, arch, name)
+    if not torch.cuda.is_available():
+        return None
+    from dsv4.runtime.identity import device_identity
+
+    return device_identity(torch.cuda.current_device())
 
 
 def known_device(cache: KernelCache, arch: str, name: str) -> Device:

@@ -13,7 +13,7 @@ from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.tuned import Bucket, Device, Entry, Policy, Question
 from dsv4.tuner.bench import Bench, Measured
 from dsv4.tuner.choose import Verdict, judge
-from dsv4.tuner.protocol import Request
+from dsv4.tuner.protocol import Request, score_us
 from dsv4.tuner.tried import Tried
 
 
@@ -29,6 +29,7 @@ def compare(bench: Bench, default: KernelPlan, winner: KernelPlan, rounds: int) 
         compare=True,
         seed=bench.seed + 1,
         rungs=(rounds,),
+        policy=bench.policy,
     )
     (outcome,) = bench.measure(request, limit_s=bench.limit_s)
     if outcome.error or len(outcome.compared) != len(bench.sizes):
@@ -81,11 +82,12 @@ def entry(
     return Entry(question=question, key=manifest.key, config=manifest.config, when=when, proof=proof).sealed()
 
 
-def as_default(baseline: Measured) -> dict[str, Any]:
-    """The default's configuration, key, time and timings, for results and entries."""
+def as_default(baseline: Measured, places: Sequence[int] | None = None) -> dict[str, Any]:
+    """The default's configuration, key, time and timings, for results and entries; at the shapes in ``places`` only."""
+    timings = baseline.timings if places is None else [baseline.timings[place] for place in places]
     return {
         "config": baseline.plan.config,
         "key": baseline.artifact.name,
-        "us": baseline.score_us,
-        "timings": [timing.model_dump() for timing in baseline.timings],
+        "us": score_us(timings),
+        "timings": [timing.model_dump() for timing in timings],
     }

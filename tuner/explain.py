@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsv4.generator.console import UsageError
-from dsv4.runtime.tuned import Entry
+from dsv4.runtime.tuned import ANY_DEVICE, Entry
 from dsv4.tuner.tried import changed, spelled
 
 
@@ -31,12 +31,13 @@ def explain(entry: Entry, unusable: str | None = None) -> list[str]:
         f"{bucket or 'every size'}.",
     ]
     if entry.source == "predicted":
-        lines.append("It is a prediction that nobody has measured; any measurement replaces it.")
-    lines.append(
-        f"It serves on {device.name} with {device.sms} SMs and {device.memory_bytes / 2**30:.0f} GiB under driver "
-        f"{device.driver} and CUDA {device.cuda}, and nowhere else; measured {entry.when} with "
-        f"{question.policy.launch} launches and a {question.policy.l2} L2."
-    )
+        lines += _prediction(entry)
+    else:
+        lines.append(
+            f"It serves on {device.name} with {device.sms} SMs and {device.memory_bytes / 2**30:.0f} GiB under driver "
+            f"{device.driver} and CUDA {device.cuda}, and nowhere else; measured {entry.when} with "
+            f"{question.policy.launch} launches and a {question.policy.l2} L2."
+        )
     if apart:
         before = {name: default[name] for name in apart if name in default}
         lines.append(f"It differs from the default in {spelled(apart)} (the default has {spelled(before)}).")
@@ -46,6 +47,7 @@ def explain(entry: Entry, unusable: str | None = None) -> list[str]:
         lines.append(
             f"Measured again in turn with the default it was {proof['speedup']:.3f}× as fast: {_by_shape(proof)}."
         )
+        lines += _conditions(proof)
     if "tried" in proof:
         lines.append(_search(proof))
     checked = proof.get("checked", {})
@@ -64,6 +66,23 @@ def explain(entry: Entry, unusable: str | None = None) -> list[str]:
     return lines
 
 
+def _prediction(entry: Entry) -> list[str]:
+    """What is known of an entry that was not measured."""
+    proof, device = entry.proof, entry.question.device
+    name = f"any GPU of {entry.question.arch}" if device.name == ANY_DEVICE else device.name
+    lines = [
+        "It is a prediction that nobody has measured; any measurement replaces it.",
+        f"It serves on {name} with {device.sms} SMs; made {entry.when}.",
+    ]
+    if "predicted_us" in proof:
+        shapes = "; ".join(f"{spelled(e['sizes'])} {e['predicted_us']:.2f} µs ({e['bound']})" for e in proof["shapes"])
+        lines.append(
+            f"Predicted {proof['predicted_us']:.2f} µs, the default {proof['default']['predicted_us']:.2f} µs: "
+            f"{shapes} ({proof['unmeasured']})."
+        )
+    return lines
+
+
 def _by_shape(proof: dict[str, Any]) -> str:
     parts = []
     for each in proof.get("compared", []):
@@ -72,6 +91,29 @@ def _by_shape(proof: dict[str, Any]) -> str:
             times = f" ({each['first']['median_us']:.2f} → {each['second']['median_us']:.2f} µs)"
         parts.append(f"{spelled(each['sizes'])} {1 / each['ratio']:.3f}×{times}")
     return "; ".join(parts) or "no shapes recorded"
+
+
+def _conditions(proof: dict[str, Any]) -> list[str]:
+    """What the GPU said of itself during the comparison, and the comparison in the other policies."""
+    compared, lines = proof.get("compared", []), []
+    states = [each["second"].get("gpu") for each in compared if "second" in each]
+    readings = [
+        f"{' to '.join(dict.fromkeys(f'{value:.0f}' for value in (min(values), max(values))))} {unit}"
+        for name, unit in (("sm_clock_mhz", "MHz"), ("temperature_c", "°C"), ("power_w", "W"))
+        if (values := [state[name] for state in states if state and state[name] is not None])
+    ]
+    if readings:
+        lines.append(f"The GPU ran at {', '.join(readings)} meanwhile.")
+    modes: dict[str, list[str]] = {}
+    for each in compared:
+        for mode in each.get("modes", []):
+            policy, us = mode["first"]["policy"], (mode["first"]["median_us"], mode["second"]["median_us"])
+            times = f"{spelled(each['sizes'])} {us[0]:.2f} → {us[1]:.2f} µs"
+            modes.setdefault(f"{policy['launch']} launches, {policy['l2']} L2", []).append(times)
+    if modes:
+        words = "; ".join(f"{name}: {', '.join(times)}" for name, times in modes.items())
+        lines.append(f"Timed in other ways, the default and this: {words}.")
+    return lines
 
 
 def _search(proof: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ class FakeGpu:
         for rounds in request.rungs:
             for folder in going_on:
                 for sizes in request.sizes:
-                    outcomes[folder].measured(self._timing(folder, sizes, request.seed, rounds))
+                    outcomes[folder].measured(self._timing(request, folder, sizes, rounds))
             scores_us = {folder: score_us(outcomes[folder].timings) for folder in going_on}
             going_on = survivors(scores_us, request.incumbent_us)
         for outcome in outcomes.values():
@@ -77,13 +77,13 @@ class FakeGpu:
         rng = random.Random(canonical_json([config, sizes, seed]))
         return [self.cost_us(config, sizes) * max(0.5, rng.gauss(1.0, NOISE)) for _ in range(rounds)]
 
-    def _timing(self, folder: str, sizes: Sizes, seed: int, rounds: int) -> Timing:
-        return summary(sizes, self._rounds_us(folder, sizes, seed, rounds), copies=1)
+    def _timing(self, request: Request, folder: str, sizes: Sizes, rounds: int) -> Timing:
+        return summary(sizes, self._rounds_us(folder, sizes, request.seed, rounds), copies=1, policy=request.policy)
 
     def _compared(self, request: Request) -> Outcome:
         outcome = Outcome(request.artifacts[1], device=FAKE_DEVICE)
         for sizes in request.sizes:
-            first, second = (self._timing(each, sizes, request.seed, request.rungs[-1]) for each in request.artifacts)
+            first, second = (self._timing(request, each, sizes, request.rungs[-1]) for each in request.artifacts)
             ratio = second.median_us / first.median_us
             outcome.compared.append(
                 {"sizes": sizes, "first": first.model_dump(), "second": second.model_dump(), "ratio": ratio}

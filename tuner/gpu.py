@@ -31,12 +31,16 @@ def gpu_lock(root: Path, index: int) -> Path:
     return root / f"gpu-{uuid}.lock"
 
 
-def require_gpu(plan: KernelPlan) -> int:
-    """The index of this machine's GPU. Raises UsageError, in one line, where it cannot run ``plan``."""
+_WITHOUT = {"sweep": "plan", "model": "model --plan"}
+
+
+def require_gpu(plan: KernelPlan, by: str = "sweep") -> int:
+    """The index of this machine's GPU. Raises UsageError, in one line, where it cannot run ``plan`` for the command
+    ``by``."""
     wanted = " or ".join(f"{major}.{minor}" for major, minor in plan.compute_capabilities)
-    need = f"sweep measures on the GPU: it needs one of compute capability {wanted} ({plan.arch})"
+    need = f"{by} measures on the GPU: it needs one of compute capability {wanted} ({plan.arch})"
     if not torch.cuda.is_available():
-        raise UsageError(f"{need}; this machine has none ('dsv4-tune plan' works without)")
+        raise UsageError(f"{need}; this machine has none ('dsv4-tune {_WITHOUT[by]}' works without)")
     capability = torch.cuda.get_device_capability()
     if capability not in plan.compute_capabilities:
         raise UsageError(f"{need}; this is a {torch.cuda.get_device_name()} ({capability[0]}.{capability[1]})")

@@ -25,6 +25,7 @@ from dsv4.generator.verify.run import bind
 from dsv4.runtime.artifact import Contract, Manifest
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.loader import load
+from dsv4.runtime.tuned import Policy
 from dsv4.tuner import timing
 from dsv4.tuner.halving import survivors
 from dsv4.tuner.protocol import Event, EventKind, Request, score_us
@@ -87,13 +88,13 @@ def is_deterministic(kernel: Kernel, contract: Contract, case: Case) -> bool:
     return all(torch.equal(first, each[name]) for each in seen[1:] for name, first in seen[0].items())
 
 
-def replayed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int) -> timing.Replayed:
+def timed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int, policy: Policy) -> timing.Timed:
     contract: Contract = manifest.contract
 
     def make_arguments() -> list[Any]:
         return bind(contract, workload(manifest.op, manifest.dims, manifest.variant, sizes, seed=seed, device=DEVICE))
 
-    return timing.Replayed(kernel, make_arguments)
+    return timing.Timed(kernel, make_arguments, policy)
 
 
 def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
@@ -116,7 +117,7 @@ def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Ke
                         continue
                 timings = []
                 for sizes in request.sizes:
-                    run = replayed(kernel, artifact.manifest, sizes, request.seed)
+                    run = timed(kernel, artifact.manifest, sizes, request.seed, request.policy)
                     timings.append(timing.measure(run, sizes, rounds))
                     answer.say("measured", folder, **timings[-1].model_dump())
                     del run
@@ -129,17 +130,25 @@ def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Ke
 
 
 def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
-    """Time two kernels in turn at each of the sizes."""
-    first, second = (Artifact.read(Path(folder)) for folder in request.artifacts)
-    kernels = load_kernel(first), load_kernel(second)
+    """Time two kernels in turn at each of the sizes, and for the record (``modes``) in the other policies."""
+    artifacts = [Artifact.read(Path(folder)) for folder in request.artifacts]
+    kernels = [load_kernel(artifact) for artifact in artifacts]
+
+    def in_turn(sizes: dict[str, int], policy: Policy, rounds: int) -> dict[str, Any]:
+        one, other = (
+            timed(kernel, artifact.manifest, sizes, request.seed, policy)
+            for kernel, artifact in zip(kernels, artifacts, strict=True)
+        )
+        return timing.compare(one, other, sizes, rounds)
+
     answer.say("begin", request.artifacts[1])
+    others = [policy for policy in timing.POLICIES if policy != request.policy]
     for sizes in request.sizes:
-        both = [
-            replayed(kernel, artifact.manifest, sizes, request.seed)
-            for kernel, artifact in zip(kernels, (first, second), strict=True)
-        ]
-        answer.say("compared", request.artifacts[1], **timing.compare(both[0], both[1], sizes, request.rungs[-1]))
-        del both
+        found, modes = in_turn(sizes, request.policy, request.rungs[-1]), []
+        for policy in others:
+            answer.say("begin", request.artifacts[1])  # it is alive: making inputs takes a while
+            modes.append(in_turn(sizes, policy, timing.RECORD_ROUNDS))
+        answer.say("compared", request.artifacts[1], **found, modes=modes)
 
 
 def device_is_well() -> bool:

@@ -124,6 +124,7 @@ class _Run:
             seed=job.seed,
             rungs=(job.rounds,) if incumbent_us is None else halving.rungs(job.rounds),
             incumbent_us=incumbent_us,
+            policy=job.policy,
         )
         found = self.measure(request, limit_s=self.limit_s, progress=self._record)
         return [self._tried(folders[outcome.artifact], outcome) for outcome in found]
@@ -167,6 +168,7 @@ class _Run:
             compare=True,
             seed=self.job.seed + 1,
             rungs=(self.job.compare_rounds,),
+            policy=self.job.policy,
         )
         (outcome,) = self.measure(request, limit_s=self.limit_s)
         whole = outcome.error is None and len(outcome.compared) == len(self.job.sizes)

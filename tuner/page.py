@@ -11,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from dsv4.runtime.artifact import Scalar
 from dsv4.tuner import charts
 from dsv4.tuner.report import Report, Row
+from dsv4.tuner.roofline import limits
+from dsv4.tuner.roofline_chart import roofline
 from dsv4.tuner.tried import changed, spelled
 
 TEMPLATE = "report.html.j2"
@@ -22,6 +24,7 @@ def page(report: Report) -> str:
     """The page's HTML. Every text from the study is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("dsv4.tuner").joinpath(TEMPLATE).read_text())
+    about_arch, about_device = report.about.get("arch", ""), str(report.about.get("device", {}).get("name"))
     scored = sorted((row for row in report.rows if row.us is not None), key=lambda row: row.us or 0.0)
     return template.render(
         report=report,
@@ -29,6 +32,9 @@ def page(report: Report) -> str:
         facts=_facts(report),
         fastest=[_line(report, row) for row in scored if not row.is_slow][:SHOWN_MAX],
         best_vs_default=_best_vs_default(report),
+        roofline=roofline(report),
+        limits=limits(about_arch, about_device) if report.placed else [],
+        peers=_peers(report),
         history=_history(report),
         importance=charts.bars([(n, 100 * v, "dot") for n, v in report.importance.items()], "importance", "%"),
         parallel=_parallel(report, scored),
@@ -52,12 +58,19 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("shapes", "; ".join(spelled(sizes) for sizes in about.get("sizes", []))),
         ("device", f"{device.get('name')}, driver {device.get('driver')}, CUDA {device.get('cuda')}"),
         ("timing", f"{about.get('policy', {}).get('launch')} launches, {about.get('policy', {}).get('l2')} L2"),
+        ("while timed", _conditions(report)),
         ("space", _space(about)),
         ("tried", f"{len(report.rows)}, of which {slow} given up as slow and {failed} failed"),
     ]
     if report.lost:
         facts.append(("retried", f"{report.lost} whose worker died"))
     return facts
+
+
+def _conditions(report: Report) -> str:
+    units = {"sm_clock_mhz": "MHz", "temperature_c": "°C", "power_w": "W"}
+    words = [f"{low:.0f} to {high:.0f} {units[name]}" for name, (low, high) in report.gpu.items() if name in units]
+    return ", ".join(words) or "clock, temperature and power were not recorded"
 
 
 def _space(about: dict[str, Any]) -> str:
@@ -91,6 +104,27 @@ def _best_vs_default(report: Report) -> Any:
             if row is not None and place < len(row.shapes_us):
                 rows.append((f"{spelled(sizes)}: {name}", row.shapes_us[place], kind))
     return charts.bars(rows, "best and default", "µs")
+
+
+def _peers(report: Report) -> list[dict[str, Any]]:
+    """Rows of the table, shape by shape; beside this study's best only where the GPU is the same."""
+    rows: list[dict[str, Any]] = []
+    for number, sizes in enumerate(report.about.get("sizes", [])):
+        peers = [peer for peer in report.peers if peer.place == number]
+        best_us = report.best.shapes_us[number] if report.best and number < len(report.best.shapes_us) else None
+        for peer in peers:
+            comparable = peer.same_device and best_us is not None
+            rows.append(
+                {
+                    "shape": spelled(sizes),
+                    "name": f"{peer.name} (this project's, then)" if peer.is_ours else peer.name,
+                    "label": peer.label,
+                    "us": f"{peer.us:.3f}",
+                    "ratio": f"{peer.us / best_us:.3f}×" if comparable and best_us else "another device",
+                    "where": f"{peer.date}, {peer.device}",
+                }
+            )
+    return rows
 
 
 def _history(report: Report) -> Any:

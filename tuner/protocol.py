@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dsv4.runtime.tuned import Policy
+
 Sizes = dict[str, int]
 EventKind = Literal["ready", "begin", "checked", "measured", "compared", "failed", "end"]
 
@@ -25,8 +27,9 @@ class Request(_Strict):
     ``artifacts`` are folders of compiled kernels. Each is checked against the reference (``check``), and those that
     pass are timed at each of ``sizes`` by successive halving: with the rounds of the first of ``rungs`` all of them,
     with those of the next the ones that ``halving.survivors`` keeps beside ``incumbent_us`` (the geometric mean over
-    ``sizes`` of the best known so far). With ``compare`` there are exactly two artifacts, which are not checked but
-    timed in alternating rounds, ``rungs[-1]`` of them, at each of ``sizes``.
+    ``sizes`` of the best known so far). ``policy`` says how calls are timed. With ``compare`` there are exactly two
+    artifacts, which are not checked but timed in alternating rounds, ``rungs[-1]`` of them, at each of ``sizes``; and
+    for the record in each of the other policies, in a few rounds.
     """
 
     artifacts: tuple[str, ...]
@@ -36,6 +39,7 @@ class Request(_Strict):
     seed: int = 0
     rungs: tuple[int, ...] = Field(default=(15,), min_length=1)
     incumbent_us: float | None = None
+    policy: Policy = Policy()
     device_index: int = 0
 
 
@@ -47,8 +51,16 @@ class Event(_Strict):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+class GpuState(_Strict):
+    """One reading of the GPU's own sensors; None for what it does not tell."""
+
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
 class Timing(_Strict):
-    """Microseconds of one kernel call in a replayed CUDA graph: the median of the rounds and their quartiles."""
+    """Microseconds of one kernel call: the median of the rounds and their quartiles."""
 
     sizes: Sizes
     median_us: float
@@ -56,7 +68,10 @@ class Timing(_Strict):
     high_us: float
     rounds: int
     input_copies: int
-    """How many copies of the inputs the calls rotate through, so that the L2 cache does not hold the next one's."""
+    """How many copies of the inputs the calls take in turn, so that the L2 cache does not hold the next one's."""
+    policy: Policy = Policy()
+    gpu: GpuState | None = None
+    """Read under the load of this kernel, right after the rounds; None where NVML cannot be asked."""
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -25,7 +25,11 @@ SURVEYED_MAX = 1000
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sweep. ``sizes`` are the shapes to measure, ``limit_s`` what one kernel may take for check and timing."""
+    """How to sweep. ``sizes`` are the shapes to measure, ``limit_s`` what one kernel may take for check and timing.
+
+    The winner serves ``bucket``; where there are several ``buckets``, each has a winner. ``loss``: the share of the
+    best's time by which a winner may be slower, so that fewer configurations win.
+    """
 
     device: Device
     sizes: tuple[Sizes, ...]
@@ -37,9 +41,16 @@ class Settings:
     compare_rounds: int = 41
     limit_s: float = 60.0
     bucket: Bucket = field(default_factory=dict)
+    buckets: tuple[Bucket, ...] = ()
+    loss: float | None = None
     policy: Policy = field(default_factory=Policy)
     retry_quarantined: bool = False
     lost_max: int = LOST_MAX
+
+    @property
+    def served(self) -> tuple[Bucket, ...]:
+        """The buckets that are to be served."""
+        return self.buckets or (self.bucket,)
 
     @property
     def is_fake(self) -> bool:
@@ -69,6 +80,8 @@ def study_name(target: Target, default: KernelPlan, settings: Settings, default_
         default.dims, default.variant, target.pinned, settings.device.model_dump(), settings.policy.model_dump(),
         list(settings.sizes), default_key,
     ]  # fmt: skip
+    if len(settings.served) > 1:  # what is slow over all was not given up
+        question.append(list(settings.served))
     return f"{target.op}.{target.arch}.{digest(question)[:16]}"
 
 
@@ -84,7 +97,8 @@ def about(target: Target, default: KernelPlan, settings: Settings, space: Space)
         "device": settings.device.model_dump(),
         "policy": settings.policy.model_dump(),
         "sizes": list(settings.sizes),
-        "bucket": settings.bucket,
+        "bucket": settings.served[0] if len(settings.served) == 1 else {},
+        "buckets": list(settings.served),
         "rounds": settings.rounds,
         "sampler": settings.sampler,
         "seed": settings.seed,

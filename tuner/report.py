@@ -6,6 +6,7 @@ import csv
 import io
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,13 +16,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dsv4.generator.console import UsageError
-from dsv4.generator.resources import Refused
-from dsv4.generator.spec import SpecError, load_op
-from dsv4.generator.spec.plan import plan, work
-from dsv4.generator.verify.registry import workload_sizes
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.tuned import FAKE_DEVICE
 from dsv4.tuner.choose import finalist
+from dsv4.tuner.peers import Peer, ResultFile, matching, shipped
+from dsv4.tuner.protocol import GpuState
+from dsv4.tuner.roofline import Placement, place
 from dsv4.tuner.study import study_names
 from dsv4.tuner.tried import Tried
 
@@ -44,18 +44,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """What a configuration achieves at one shape, by the operator's own counts (None: the spec has no such count)."""
-
-    sizes: dict[str, int]
-    us: float
-    gigabytes_per_s: float | None
-    teraflops: float | None
-
-
-@dataclass(frozen=True)
 class Report:
-    """A study as data. ``best`` is the configuration that the sweep would measure again, None where nothing passed."""
+    """A study as data. ``best`` is the configuration that the sweep would measure again, None where nothing passed.
+
+    ``gpu`` has the least and the most that the GPU said of its clock (MHz), temperature (°C) and power (W) while
+    configurations were timed, nothing where it was not asked. ``placed`` has the default's and the best's place under
+    the roofline at each shape, and ``peers`` the times of others there; both are empty where the times are made up.
+    """
 
     study: str
     about: dict[str, Any]
@@ -67,7 +62,9 @@ class Report:
     refused: dict[str, int]
     failed: dict[str, int]
     lost: int
-    rates: dict[str, list[Rate]]
+    gpu: dict[str, tuple[float, float]]
+    placed: dict[str, list[Placement]]
+    peers: list[Peer]
 
     @property
     def gain(self) -> float | None:
@@ -112,8 +109,8 @@ def pick_study(storage: BaseStorage, wanted: str | None, where: str) -> str:
     return found[0]
 
 
-def gather(storage: BaseStorage, name: str) -> Report:
-    """Everything that is known of the study."""
+def gather(storage: BaseStorage, name: str, peer_files: Sequence[ResultFile] | None = None) -> Report:
+    """Everything that is known of the study; peers from ``peer_files`` (None: those that lie in a checkout)."""
     study_id = storage.get_study_id_from_name(name)
     about = storage.get_study_user_attrs(study_id).get("about", {})
     every = storage.get_all_trials(study_id, deepcopy=False)
@@ -126,6 +123,9 @@ def gather(storage: BaseStorage, name: str) -> Report:
     best_row = next((row for row in rows if best is not None and row.config == best.config), None)
     importance, missing = _importance(told)
     named = {"default": default_row, "best": best_row}
+    is_real = about.get("device", {}).get("name") not in (None, FAKE_DEVICE)
+    placed = {key: place(about, row.config, row.shapes_us) for key, row in named.items() if row is not None and is_real}
+    files = shipped(about["op"]) if peer_files is None and is_real else peer_files or ()
     return Report(
         study=name,
         about=about,
@@ -137,7 +137,9 @@ def gather(storage: BaseStorage, name: str) -> Report:
         refused=about.get("refused", {}),
         failed=dict(Counter(each.failure for each in tried if each.failure).most_common()),
         lost=sum(bool(trial.user_attrs.get("lost")) for trial in every),
-        rates={label: rates for label, row in named.items() if row is not None and (rates := _rates(about, row))},
+        gpu=_gpu_ranges(tried),
+        placed={label: each for label, each in placed.items() if each},
+        peers=matching(about, files) if is_real else [],
     )
 
 
@@ -146,6 +148,12 @@ def _row(number: int, tried: Tried) -> Row:
     medians = [timing["median_us"] for timing in timings]
     artifact = str(tried.detail.get("artifact", ""))
     return Row(number, tried.config, tried.score_us, tried.failure, tried.is_slow, tried.spread, medians, artifact)
+
+
+def _gpu_ranges(tried: Sequence[Tried]) -> dict[str, tuple[float, float]]:
+    states = [timing.get("gpu") or {} for each in tried for timing in each.detail.get("timings", [])]
+    found = {name: [state[name] for state in states if state.get(name) is not None] for name in GpuState.model_fields}
+    return {name: (min(values), max(values)) for name, values in found.items() if values}
 
 
 def _importance(trials: list[FrozenTrial]) -> tuple[dict[str, float], str | None]:
@@ -165,19 +173,3 @@ def _importance(trials: list[FrozenTrial]) -> tuple[dict[str, float], str | None
     except (ValueError, RuntimeError) as error:
         return {}, " ".join(str(error).split())
     return {name: float(share) for name, share in found.items()}, None
-
-
-def _rates(about: dict[str, Any], row: Row) -> list[Rate]:
-    """Achieved rates at each shape; empty where the spec has changed so that the configuration is none any more."""
-    try:
-        spec = load_op(about["op"])
-        kernel = plan(spec, about["arch"], dims=about["dims"], variant=about["variant"], config=row.config)
-        rates = []
-        for sizes, us in zip(about["sizes"], row.shapes_us, strict=True):
-            counts = work(spec, kernel, {**workload_sizes(spec.op), **sizes})
-            gigabytes = counts["bytes"] / us / 1e3 if counts.get("bytes") else None
-            teraflops = counts["mma"] / us / 1e6 if counts.get("mma") else None
-            rates.append(Rate(sizes, us, gigabytes, teraflops))
-        return rates
-    except (SpecError, Refused, ValueError):  # an old study: what it was asked about is not there any more
-        return []

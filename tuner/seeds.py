@@ -1,16 +1,30 @@
-"""Where a search starts besides the default: what was tuned for the same operator at other shapes or flags."""
+"""Where a search starts besides the default: what was tuned for the same operator at other shapes or flags, and what
+the cost model expects most of. A start is a guess: the search goes by what it measures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
+from dsv4.generator.spec import SpecError
 from dsv4.runtime.artifact import canonical_json
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Entry
+from dsv4.tuner.cost.calibration import shipped
+from dsv4.tuner.cost.launches import known_ops
+from dsv4.tuner.cost.model import rates
+from dsv4.tuner.cost.rank import Predictor
+from dsv4.tuner.protocol import Sizes
 from dsv4.tuner.space import Config
 from dsv4.tuner.target import Target
 
 SEEDS_MAX = 6
+"""From each source."""
+PREDICTED_POOL = 300
+"""Configurations that are predicted for the sake of the seeds: about a second."""
+
+TOLD_APART = 1e-6
+"""Predictions that differ by less are the same one: the model does not know the tunables that differ."""
 
 
 def neighbours(cache: KernelCache, target: Target) -> list[Config]:
@@ -29,3 +43,38 @@ def neighbours(cache: KernelCache, target: Target) -> list[Config]:
     entries = sorted(cache.tuned(target.op, target.arch), key=distance)
     found = {canonical_json(entry.config): dict(entry.config) for entry in entries}
     return list(found.values())[:SEEDS_MAX]
+
+
+def predicted(target: Target, sizes: Sequence[Sizes], device: str = "") -> list[Config]:
+    """The configurations that the cost model expects to be the fastest at ``sizes`` on the GPU called ``device``, the
+    default left out, and of those that it cannot tell apart the one nearest to the default alone.
+
+    None where it does not know the operator, or a size that the operator's workload leaves open.
+    """
+    if target.op not in known_ops():
+        return []
+    predictor = Predictor(target.op, sizes, rates(target.arch, device), shipped().of())
+    try:
+        default = predictor.predict(target.default())
+        ranked = predictor.rank(target.space(), default.plan, pool_max=PREDICTED_POOL)
+    except SpecError:
+        return []
+    found = [default]
+    for each in ranked:
+        if len(found) <= SEEDS_MAX and all(abs(each.us / other.us - 1) > TOLD_APART for other in found):
+            found.append(each)
+    return [each.plan.config for each in found[1:]]
+
+
+def starts(cache: KernelCache, target: Target, sizes: Sequence[Sizes], device: str = "") -> dict[str, list[Config]]:
+    """Where to start, by source: ``tuned`` elsewhere, then ``predicted``; in this order they are tried."""
+    sources: dict[str, Callable[[], list[Config]]] = {
+        "tuned": lambda: neighbours(cache, target),
+        "predicted": lambda: predicted(target, sizes, device),
+    }
+    return {source: find() for source, find in sources.items()}
+
+
+def in_turn(found: dict[str, list[Config]]) -> list[Config]:
+    """The starts of all sources as one list, each configuration once."""
+    return list({canonical_json(config): config for configs in found.values() for config in configs}.values())

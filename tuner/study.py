@@ -156,11 +156,8 @@ class Study:
 
         One that has cost ``lost_max`` workers their life is told as a failure.
         """
-        records = self.storage.get_study_user_attrs(self._id)
-        for trial in self._trials():
-            if trial.state != TrialState.RUNNING or trial.user_attrs["worker"] == self.worker.name:
-                continue
-            if not self.attendance.is_dead(records.get(f"{_WORKER}{trial.user_attrs['worker']}")):
+        for trial, record in self._held_by_others():
+            if not self.attendance.is_dead(record):
                 continue
             key, config = trial.user_attrs["key"], trial.user_attrs["config"]
             lost = self._lost()[key] + 1
@@ -185,11 +182,18 @@ class Study:
 
     def others(self) -> int:
         """Claims that living workers other than this one hold."""
+        return sum(not self.attendance.is_dead(record) for _, record in self._held_by_others())
+
+    def _held_by_others(self) -> list[tuple[FrozenTrial, dict[str, Any] | None]]:
+        """The claims of other workers, each with its worker's record.
+
+        The records are read last: a worker writes its own before it claims anything, so that one which joins between
+        the two reads is not taken for one that never was.
+        """
+        running = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
         records = self.storage.get_study_user_attrs(self._id)
-        held = [trial.user_attrs["worker"] for trial in self._trials() if trial.state == TrialState.RUNNING]
-        return sum(
-            name != self.worker.name and not self.attendance.is_dead(records.get(f"{_WORKER}{name}")) for name in held
-        )
+        names = [(trial, trial.user_attrs["worker"]) for trial in running]
+        return [(trial, records.get(f"{_WORKER}{name}")) for trial, name in names if name != self.worker.name]
 
     def taken(self) -> set[str]:
         """Keys of the configurations that are claimed or told."""

@@ -17,11 +17,12 @@ from dsv4.generator.console import CheckFailed
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.resources import Refused
 from dsv4.runtime.artifact import digest
-from dsv4.runtime.cache import Artifact, KernelCache
+from dsv4.runtime.cache import KernelCache
 from dsv4.tuner import decide, worker
 from dsv4.tuner.bench import Bench, Measured, Measurer, Preflight
-from dsv4.tuner.budget import Meter
-from dsv4.tuner.builders import Builder
+from dsv4.tuner.buckets import grouped
+from dsv4.tuner.budget import Meter, since_best
+from dsv4.tuner.builders import Ahead, Builder
 from dsv4.tuner.choose import finalist
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.propose import Proposer, Seen
@@ -32,6 +33,7 @@ from dsv4.tuner.storage import DATABASE_ERRORS, database_words, open_storage
 from dsv4.tuner.study import Claim, Study
 from dsv4.tuner.target import Target
 from dsv4.tuner.tried import Tried, spelled
+from dsv4.tuner.winners import Winner, at, decide_all
 
 POLL_S = 0.5
 """Between looks at whether another worker has died, while it holds the last configurations."""
@@ -54,6 +56,8 @@ class Result:
     compared: list[dict[str, Any]] = field(default_factory=list)
     entry: str | None = None
     interrupted: bool = False
+    winners: list[Winner] = field(default_factory=list)
+    """What serves each bucket, where there are several; of a single one the fields above speak."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Standing:
 GOES_ON = "what was measured is kept, the same command goes on from there"
 Say = Callable[[str], None]
 Watch = Callable[[Standing], None]
+Claims = list[tuple[Claim, KernelPlan]]
 
 
 def sweep(
@@ -121,7 +126,7 @@ def _sweep(
     default = target.default()
     bench = Bench(
         builder, measure, settings.sizes, settings.device.name, settings.seed, settings.rounds, settings.limit_s,
-        preflight, evidence=not settings.is_fake, retry=settings.retry_quarantined,
+        preflight, evidence=not settings.is_fake, retry=settings.retry_quarantined, policy=settings.policy,
     )  # fmt: skip
     (built,) = builder.build([default], lambda one: None)
     name = study_name(target, default, settings, built.artifact.name if built.artifact else "")
@@ -135,7 +140,11 @@ def _sweep(
     ended, interrupted = "", False
     with study.attended():
         seed = settings.seed + study.company()  # workers of one seed would propose the same
-        run.proposer = Proposer(space, default, settings.sampler, seed, seeds, only=builder.only(space))
+        only = builder.only(space)
+        run.proposers = [
+            Proposer(space, default, settings.sampler, seed + number, seeds, only=only)
+            for number in range(len(run.groups))
+        ]
         baseline = run.baseline()
         if before := len(study.tried()):
             say(f"going on with a study of {before} configurations")
@@ -155,9 +164,10 @@ def _sweep(
 
 
 class _Run:
-    """One process's part in a study."""
+    """One process's part in a study. ``groups`` are the places in ``settings.sizes`` of each bucket's shapes, and each
+    bucket has a proposer of its own: what is fast in one may be slow in another."""
 
-    proposer: Proposer
+    proposers: list[Proposer]
 
     def __init__(
         self,
@@ -173,6 +183,7 @@ class _Run:
         self.target, self.space, self.settings, self.study = target, space, settings, study
         self.bench, self.default, self.say, self.watch = bench, default, say, watch
         self.meter = Meter(settings.budget)
+        self.groups = grouped(settings.served, settings.sizes)
         self._learnt: set[str] = set()
 
     def baseline(self) -> Measured:
@@ -196,35 +207,56 @@ class _Run:
         return Measured(self.default, built.artifact, timings)
 
     def explore(self, baseline: Measured) -> str:
-        """Batches until the budget is spent or the space is; why it ended, in words."""
-        while True:
-            tried = self._learn()
-            self._show(baseline, tried, "choosing")
-            scores = [each.score_us for each in tried]
-            free = self.study.recover()
-            if why := self.meter.over(scores, len(self.study.taken())):
-                return why
-            claims, is_exhausted = self._claim(free)
-            if not claims:
-                if self.study.others():
-                    time.sleep(POLL_S)
-                elif is_exhausted:
-                    return "every configuration of the space has been tried"
-                continue
-            self._show(baseline, tried, f"{len(claims)} configurations")
-            try:
+        """Batches until the budget is spent or the space is; why it ended, in words.
+
+        With a builder that works ahead, the next batch is chosen and claimed before one is measured, and is compiled
+        meanwhile: what is learnt from a batch counts from the one after the next.
+        """
+        ahead = self.bench.builder if isinstance(self.bench.builder, Ahead) else None
+        held: Claims = []
+        claims: Claims = []
+        try:
+            while True:
+                tried = self._learn()
+                self._show(baseline, tried, "choosing")
+                free = self.study.recover()
+                if why := self.meter.over(self._scores(tried), len(self.study.taken()) - len(held)):
+                    return why
+                claims, held, is_exhausted = held, [], False
+                if not claims:
+                    claims, is_exhausted = self._claim(free)
+                    free = []
+                if not claims:
+                    if self.study.others():
+                        time.sleep(POLL_S)
+                    elif is_exhausted:
+                        return "every configuration of the space has been tried"
+                    continue
+                if ahead:
+                    held, _ = self._claim(free)
+                    ahead.announce([plan for _, plan in held])
+                self._show(baseline, tried, f"{len(claims)} configurations{f', {len(held)} compiling' if held else ''}")
                 self._measure(claims, baseline, tried)
-            except BaseException:
-                for claim, _ in claims:
-                    self.study.release(claim)
-                raise
+                claims = []
+        finally:
+            for claim, _ in (*claims, *held):
+                self.study.release(claim)
+            if ahead:
+                ahead.stop()
 
     def _learn(self) -> list[Tried]:
         tried = self.study.tried()
         fresh = [each for each in tried if each.key not in self._learnt]
         self._learnt.update(each.key for each in fresh)
-        self.proposer.learn(Seen(each.config, each.score_us, rounds=1 if each.is_slow else 2, of=2) for each in fresh)
+        for proposer, places in zip(self.proposers, self.groups, strict=True):
+            here = (at(each, places) for each in fresh)
+            proposer.learn(Seen(each.config, each.score_us, rounds=1 if each.is_slow else 2, of=2) for each in here)
         return tried
+
+    def _scores(self, tried: Sequence[Tried]) -> list[float | None]:
+        """The outcomes as the bucket has them in which something better was found last."""
+        each_bucket = ([at(each, places).score_us for each in tried] for places in self.groups)
+        return min(each_bucket, key=since_best)
 
     def _claim(self, free: Sequence[Config]) -> tuple[list[tuple[Claim, KernelPlan]], bool]:
         """Up to a batch, first what was given up by others; and whether there is nothing more to propose."""
@@ -236,7 +268,8 @@ class _Run:
         while len(claims) < self.settings.batch and misses < self.settings.batch:
             if budget is not None and len(taken) >= budget:
                 break
-            plan = self.space.plan(wanted.pop(0)) if wanted else self.proposer.next(taken)
+            proposer = self.proposers[len(taken) % len(self.proposers)]  # in turn, also with those of other workers
+            plan = self.space.plan(wanted.pop(0)) if wanted else proposer.next(taken)
             if plan is None:
                 return claims, True
             if isinstance(plan, Refused):
@@ -250,7 +283,8 @@ class _Run:
         return claims, False
 
     def _measure(self, claims: Sequence[tuple[Claim, KernelPlan]], baseline: Measured, tried: Sequence[Tried]) -> None:
-        best_us = min([baseline.score_us, *(each.score_us for each in tried if each.score_us and not each.is_slow)])
+        passed = (each.score_us for each in tried if each.score_us and not each.is_slow)
+        best_us = min([baseline.score_us, *passed]) if len(self.groups) == 1 else None  # else all get all their rounds
         fresh = [plan for _, plan in claims if plan.config != baseline.plan.config]
         results = [baseline, *(self.bench.outcomes(fresh, best_us) if fresh else [])]
         by_config = {digest(each.plan.config): each for each in results}
@@ -276,32 +310,26 @@ class _Run:
         return Result(self.study.name, len(tried), slow, failed, default, winner, False, why, ended)
 
     def decide(self, result: Result, baseline: Measured, cache: KernelCache) -> Result:
-        """Measure winner and default again, in turn in one process; keep the winner if it still wins."""
-        if result.best["config"] == self.default.config:
-            return result
-        winner = self.space.plan(result.best["config"])
-        assert not isinstance(winner, Refused)
-        verdict, artifact = decide.compare(self.bench, self.default, winner, self.settings.compare_rounds)
-        result.compared, result.speedup, result.why = verdict.compared, verdict.speedup, verdict.why
-        if not verdict.wins or artifact is None:
-            return result
-        if self.settings.is_fake:
-            result.why = f"{verdict.why}; the times are made up, so nothing is kept"
-            return result
-        tried = self.study.tried()
-        entry = decide.entry(
-            Artifact.read(artifact).manifest,
-            device=self.settings.device,
-            bucket=self.settings.bucket,
-            policy=self.settings.policy,
-            verdict=verdict,
-            winner=next(each for each in tried if each.config == winner.config),
-            default=result.default,
-            tried=tried,
+        """Measure winners and default again, in turn in one process; keep what still wins, bucket by bucket."""
+        winners = decide_all(
+            self.bench,
+            self.space,
+            self.settings,
+            baseline,
+            cache,
+            groups=self.groups,
+            tried=self.study.tried(),
             refused=self.study.about().get("refused", {}),
             study=self.study.name,
         )
-        cache.refresh()
-        result.entry = cache.keep(entry).name
-        result.chosen, result.best["key"] = True, artifact.name
+        if len(winners) == 1:
+            (only,) = winners
+            result.best, result.chosen, result.why = only.best, only.chosen, only.why
+            result.speedup, result.compared, result.entry = only.speedup, only.compared, only.entry
+            return result
+        kept = sum(winner.chosen for winner in winners)
+        result.winners, result.chosen = winners, kept > 0
+        result.why = f"{kept} of {len(winners)} buckets have a kernel that is faster than the default there"
+        if self.settings.is_fake:
+            result.why = "the times are made up, so nothing is kept"
         return result

@@ -12,6 +12,7 @@ from dsv4.runtime.cache import KernelCache
 from dsv4.tuner import decide
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.choose import judge
+from dsv4.tuner.cost.entry import subject
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.job import Results
 from dsv4.tuner.question import Settings, about, journal_path, study_name
@@ -57,6 +58,9 @@ def take_results(results: Results, cache: KernelCache, storage: BaseStorage | No
     tried = [Tried(**each) for each in results.outcomes]
     with study.attended():
         fresh = sum(_tell(study, each) for each in tried)
+    won = results.winner is not None and bool(results.compared) and judge(results.compared).wins
+    if not won and not settings.is_fake:  # whatever was predicted there, the default was measured to be faster
+        cache.drop_predicted(subject(default, job.bucket, results.device.sms))
     if results.winner is None:
         return Taken(name, fresh, None, "the default is the fastest that was found")
     if not results.compared:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dsv4.generator.console import err
@@ -25,15 +26,21 @@ def watching(title: str, budget: Budget) -> Iterator[tuple[Say, Watch]]:
     if not err.is_terminal:
         yield (lambda text: err.print(text, markup=False)), (lambda standing: None)
         return
-    with Live(console=err, transient=True, refresh_per_second=4) as live:
-        yield (
-            lambda text: live.console.print(text, markup=False),
-            lambda standing: live.update(table(title, budget, standing)),
-        )
+    seen: list[Standing] = []
+    """The first and the newest."""
+
+    def watch(standing: Standing) -> None:
+        seen[:] = [seen[0] if seen else standing, standing]
+
+    def current() -> Table:  # made anew at each refresh: time goes on while a batch is measured
+        return table(title, budget, seen[-1], before=len(seen[0].tried)) if seen else Table(title=title)
+
+    with Live(console=err, transient=True, refresh_per_second=4, get_renderable=current) as live:
+        yield (lambda text: live.console.print(text, markup=False)), watch
 
 
-def table(title: str, budget: Budget, standing: Standing) -> Table:
-    """How a sweep stands."""
+def table(title: str, budget: Budget, standing: Standing, before: int = 0) -> Table:
+    """How a sweep stands; ``before`` of its outcomes were there when this run began."""
     tried = standing.tried
     passed = [each for each in tried if each.score_us is not None and not each.is_slow]
     failed = [each.failure for each in tried if each.failure]
@@ -50,18 +57,33 @@ def table(title: str, budget: Budget, standing: Standing) -> Table:
     if best is not None and best.score_us is not None:
         gain = standing.default_us / best.score_us
         made.add_row("best so far", f"{best.score_us:.2f} µs, {gain:.3f}× the default's speed: {spelled(best.config)}")
-    made.add_row("left", time_left(budget, standing))
+    if (share := spent_share(budget, standing)) is not None:
+        made.add_row("progress", ProgressBar(total=1.0, completed=share, width=40))
+    made.add_row("left", time_left(budget, standing, before))
     return made
 
 
-def time_left(budget: Budget, standing: Standing) -> str:
-    """What remains of the budget, whichever ends first, in words."""
+def spent_share(budget: Budget, standing: Standing) -> float | None:
+    """Of the part of the budget that is spent the most, from 0 to 1; None for the whole space."""
+    shares = []
+    if budget.seconds is not None:
+        shares.append(standing.meter.spent_s / budget.seconds)
+    if budget.configurations is not None:
+        shares.append(len(standing.tried) / budget.configurations)
+    return min(1.0, max(shares)) if shares else None
+
+
+def time_left(budget: Budget, standing: Standing, before: int = 0) -> str:
+    """What remains of the budget, whichever ends first, in words; for a number of configurations also how long they
+    take at the pace of this run."""
     parts = []
     spent_s, done = standing.meter.spent_s, len(standing.tried)
     if budget.seconds is not None:
         parts.append(f"{max(0.0, budget.seconds - spent_s):.0f} s")
     if budget.configurations is not None:
-        parts.append(f"{max(0, budget.configurations - done)} configurations")
+        left = max(0, budget.configurations - done)
+        pace = f" (about {left * spent_s / (done - before):.0f} s)" if left and done > before else ""
+        parts.append(f"{left} configurations{pace}")
     if budget.patience is not None:
         scores = [each.score_us for each in standing.tried]
         parts.append(f"{max(0, budget.patience - since_best(scores))} without a better one")

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
-# config: splits=0, split_ctas=132, q_register_columns=256, opt_level=3
-# spec sha256: 58a53aeed395de041729c97e8747a3934ae6610e99152dee8332f3b86e0df578
+# config: splits=0, split_ctas=132, pair=0, operand_order=heads_as_rows, raw_slots=4, q_register_columns=256, opt_level=3
+# spec sha256: 49af09daf75ad0c6869b2d1a645e0968968a50a882a9ecbc9ca7f098eb2febe0
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256

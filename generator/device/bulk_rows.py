@@ -31,6 +31,56 @@ def copy_row(target: Int32, source: Int64, row_bytes: int, barrier: Int32, *, lo
     memory_asm(operands, text, "r,l,r,r", loc, ip)
 
 
+@dsl_user_op
+def copy_to_cta(target: Int32, source: Int32, count: int, barrier: Int32, *, loc=None, ip=None) -> None:
+    """Start the copy of ``count`` bytes (a multiple of 16) from this CTA's shared memory to that of another one.
+
+    ``target`` and ``barrier`` (where the bytes count) are ``shared::cluster`` addresses in that CTA, which has begun
+    and does not end before the bytes are there. What threads wrote to ``source`` needs a proxy fence of theirs before.
+    """
+    operands = [
+        Int32(target).ir_value(loc=loc, ip=ip),
+        Int32(source).ir_value(loc=loc, ip=ip),
+        Int32(count).ir_value(loc=loc, ip=ip),
+        Int32(barrier).ir_value(loc=loc, ip=ip),
+    ]
+    text = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
+    memory_asm(operands, text, "r,r,r,r", loc, ip)
+
+
+@dsl_user_op
+def send_word(address: Int32, word: Uint32, barrier: Int32, *, loc=None, ip=None) -> None:
+    """Store 32 bits in another CTA's shared memory; they count on an mbarrier there (see :func:`send_shared`)."""
+    operands = [
+        Int32(address).ir_value(loc=loc, ip=ip),
+        Uint32(word).ir_value(loc=loc, ip=ip),
+        Int32(barrier).ir_value(loc=loc, ip=ip),
+    ]
+    text = "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [$0], $1, [$2];"
+    memory_asm(operands, text, "r,r,r", loc, ip)
+
+
+@dsl_user_op
+def _send_vector(address: Int32, words: tuple, barrier: Int32, *, loc=None, ip=None) -> None:
+    operands = [
+        Int32(address).ir_value(loc=loc, ip=ip),
+        *[Uint32(word).ir_value(loc=loc, ip=ip) for word in words],
+        Int32(barrier).ir_value(loc=loc, ip=ip),
+    ]
+    text = "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [$0], {$1, $2, $3, $4}, [$5];"
+    memory_asm(operands, text, "r,r,r,r,r,r", loc, ip)
+
+
+@cute.jit
+def send_shared(address: Int32, registers: cute.Tensor, barrier: Int32) -> None:
+    """Store four 32-bit registers as 16 bytes at ``address`` of another CTA; they count on the mbarrier ``barrier``.
+
+    Both are ``shared::cluster`` addresses in that CTA, which has begun and does not end before the bytes are there.
+    Whoever has waited for the barrier may read them, the tensor cores after a proxy fence.
+    """
+    _send_vector(address, (registers[0], registers[1], registers[2], registers[3]), barrier)
+
+
 @cute.jit
 def shared_vector(address: Int32) -> cute.Tensor:
     """A view of the 16 bytes of shared memory at ``address``, as four Uint32."""
@@ -43,6 +93,14 @@ def load_shared(address: Int32, registers: cute.Tensor) -> None:
     """Load 16 bytes at ``address`` into four 32-bit registers."""
     atom = cute.make_copy_atom(cute.nvgpu.CopyS2ROp(), Uint32, num_bits_per_copy=128)
     cute.copy(atom, shared_vector(address), registers)
+
+
+@cute.jit
+def load_shared_pair(address: Int32, registers: cute.Tensor) -> None:
+    """Load 8 bytes at ``address``, a multiple of 8, into two 32-bit registers."""
+    pointer = cute.make_ptr(Uint32, address, cute.AddressSpace.smem, assumed_align=8)
+    atom = cute.make_copy_atom(cute.nvgpu.CopyS2ROp(), Uint32, num_bits_per_copy=64)
+    cute.copy(atom, cute.make_tensor(pointer, cute.make_layout(2)), registers)
 
 
 @cute.jit

@@ -31,20 +31,27 @@ def copy_piece(target: Int32, source: Int64, read_bytes: Int32, *, loc=None, ip=
 
 
 @cute.jit
-def gather_rows(address: Int64, row: Int32, tile: Int32, warp: Int32, lane: Int32) -> None:
-    """Start the copies of the warp's 16 rows of a tile at address ``tile``; one group of ``cp.async``.
+def gather_rows(
+    address: Int64,
+    row: Int32,
+    tile: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int] = kv_rows.WARP_KEYS,
+) -> None:
+    """Start the copies of ``warp_keys`` (8 or 16) rows of a tile at address ``tile``; one group of ``cp.async``.
 
-    Lane i < 16 says where row 16·warp + i lies, and whether it is a key (``row`` ≥ 0). All lanes call.
+    Lane i below that says where row warp_keys · warp + i lies, and whether it is a key (``row`` ≥ 0). All lanes call.
     """
     low, high = Int32(address & Int64(0xFFFFFFFF)), Int32(address >> 32)
     size = Int32(16) if row >= 0 else Int32(0)
     block, piece = lane >> 3, lane & 7
-    for own in cutlass.range_constexpr(kv_rows.WARP_KEYS):
+    for own in cutlass.range_constexpr(warp_keys):
         start = (Int64(cute.arch.shuffle_sync(high, own)) << 32) | (
             Int64(cute.arch.shuffle_sync(low, own)) & Int64(0xFFFFFFFF)
         )
         read_bytes = cute.arch.shuffle_sync(size, own)
-        place = tile + (warp * kv_rows.WARP_KEYS + own) * ROW_BYTES + (piece ^ (own & 7)) * PIECE_BYTES
+        place = tile + (warp * warp_keys + own) * ROW_BYTES + (piece ^ (own & 7)) * PIECE_BYTES
         for half in cutlass.range_constexpr(2):
             target = place + (block + 4 * half) * BLOCK_BYTES
             copy_piece(target, start + Int64((half * 32 + lane) * PIECE_BYTES), read_bytes)

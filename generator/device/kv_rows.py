@@ -47,26 +47,34 @@ def tiles_of(keys: Int32) -> Int32:
 
 
 @cute.jit
-def load_row(segments: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32) -> Int32:
-    """The flat row of this lane's key of ``tile``, −1 where it has none. Lanes from 16 on have none."""
+def load_row(
+    segments: cutlass.Constexpr,
+    tile: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+) -> Int32:
+    """The flat row of this lane's key of ``tile``, −1 where it has none. Lanes from ``warp_keys`` on have none."""
     row = Int32(-1)
     first = segments[0]
     if cutlass.const_expr(len(segments) == 1):
-        row = _row_of(first, tile, warp, lane)
+        row = _row_of(first, tile, warp, lane, warp_keys)
     else:
         first_tiles = tiles_of(first.keys)
         if tile < first_tiles:
-            row = _row_of(first, tile, warp, lane)
+            row = _row_of(first, tile, warp, lane, warp_keys)
         else:
-            row = _row_of(segments[1], tile - first_tiles, warp, lane)
+            row = _row_of(segments[1], tile - first_tiles, warp, lane, warp_keys)
     return row
 
 
 @cute.jit
-def _row_of(segment: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32) -> Int32:
-    key = tile * TILE_KEYS + warp * WARP_KEYS + lane
+def _row_of(
+    segment: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32, warp_keys: cutlass.Constexpr[int]
+) -> Int32:
+    key = tile * TILE_KEYS + warp * warp_keys + lane
     row = Int32(-1)
-    if lane < WARP_KEYS and key < segment.keys:
+    if lane < warp_keys and key < segment.keys:
         if cutlass.const_expr(segment.is_table):
             number = Uint32(key) // Uint32(segment.page)  # unsigned: the shorter division
             found = Int64(-1)

@@ -46,6 +46,18 @@ def whole_sums(row_sum: cute.Tensor):
 
 
 @cute.jit
+def cta_of(part: Int32, half) -> Int32:
+    """The rank in the cluster of the CTA that has ``part`` of the keys; of two that share them, that of ``half``.
+
+    ``half`` is None, or 0 or 1 (Int32) in a cluster of pairs (``sm90_sparse_pair``).
+    """
+    rank = part
+    if cutlass.const_expr(half is not None):
+        rank = 2 * part + half
+    return rank
+
+
+@cute.jit
 def tell_statistics(
     row_max: cute.Tensor,
     row_sum: cute.Tensor,
@@ -53,15 +65,19 @@ def tell_statistics(
     rank: Int32,
     thread: Int32,
     parts: Int32,
+    half=None,
 ):
-    """Warpgroup of S: m and l (whole) of its rows into ``statistics`` (64, 2, parts) of every CTA of the cluster."""
+    """Warpgroup of S: m and l (whole) of its rows into ``statistics`` (64, 2, parts) of every CTA with these rows.
+
+    ``rank``: of the part of the keys that this CTA has. ``half``: see :func:`cta_of`.
+    """
     if thread & 3 == 0:
         row = sm90_mask.thread_row(thread)
-        for half in cutlass.range_constexpr(2):
+        for side in cutlass.range_constexpr(2):
             for to in cutlass.range(parts, unroll=1):
                 for kind, values in enumerate((row_max, row_sum)):
-                    place = statistics.iterator + statistics.layout((row + 8 * half, kind, rank))
-                    store_to_cta(place, to, values[half])
+                    place = statistics.iterator + statistics.layout((row + 8 * side, kind, rank))
+                    store_to_cta(place, cta_of(to, half), values[side])
 
 
 @cute.jit
@@ -177,25 +193,31 @@ def store_alone(
 
 @cute.jit
 def send_columns(
-    accs_o: cutlass.Constexpr, parts_o: Int32, rank: Int32, part: Int32, thread: Int32, parts: cutlass.Constexpr[int]
+    accs_o: cutlass.Constexpr,
+    parts_o: Int32,
+    rank: Int32,
+    part: Int32,
+    thread: Int32,
+    parts: cutlass.Constexpr[int],
+    half=None,
 ):
     """Warpgroup of O: every column (normalised, float32) to the CTA that stores it, into its block number ``rank``.
 
     ``parts_o`` is the address of [parts][64][512 / parts] float32, in which eight numbers at a time stand at (their
-    number ^ row mod 8): so the rows of a warp go to different banks.
+    number ^ row mod 8): so the rows of a warp go to different banks. ``half``: see :func:`cta_of`.
     """
     groups_log2 = 6 - log2_of(parts)  # groups of eight columns that a CTA stores
     rows = [sm90_wgmma.rows_of(acc) for acc in accs_o]
     first = sm90_mask.thread_row(thread)
-    for half in cutlass.range_constexpr(2):
-        row = first + 8 * half
+    for side in cutlass.range_constexpr(2):
+        row = first + 8 * side
         start = parts_o + ((rank * ROWS + row) << (groups_log2 + 5)) + 8 * (thread & 3)
         for block in cutlass.range_constexpr(VALUE_COLUMNS // 8):
             number = part * (VALUE_COLUMNS // 8) + block
             owner, group = number >> groups_log2, number & ((1 << groups_log2) - 1)
             place = start + (group ^ (row & 7)) * 32
             own, pair = rows[8 * block // PRODUCT_COLUMNS], 2 * (block % (PRODUCT_COLUMNS // 8))
-            store_pair_to_cta(place, owner, own[half, pair], own[half, pair + 1])
+            store_pair_to_cta(place, cta_of(owner, half), own[side, pair], own[side, pair + 1])
 
 
 @cute.jit

@@ -16,7 +16,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_wgmma, softmax
+from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_global, store_shared
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES, dequantise_slot
 
@@ -27,6 +27,8 @@ VALUE_WARPGROUPS = 2
 VALUE_COLUMNS = HEAD_DIM // VALUE_WARPGROUPS
 PRODUCT_COLUMNS = 128
 """Of one wgmma of the values: 256 would take more registers than a thread of 512 has when the kernel is compiled."""
+EMPTY_ARRIVALS = 4 * VALUE_WARPGROUPS
+"""Of the warps of O of one CTA, which free a slot."""
 
 # Named barriers (0 is the CTA's own).
 SCORE_BARRIER = 1
@@ -46,7 +48,8 @@ class Barriers(NamedTuple):
 
 class Ring(NamedTuple):
     """Shared memory of the ring: ``keys`` (64, 512, slot) and ``p`` (64, 64, slot) bf16, swizzled; ``factors``
-    (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts."""
+    (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts. Of a pair of CTAs
+    (8, slot), bit 8·(g mod 4) + i of group g: key 8·g + i."""
 
     keys: cute.Tensor
     p: cute.Tensor
@@ -55,15 +58,17 @@ class Ring(NamedTuple):
 
 
 @cute.jit
-def init_barriers(barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int]):
-    """Initialises every mbarrier; to be called by one thread."""
+def init_barriers(
+    barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int], empty_arrivals: cutlass.Constexpr[int] = EMPTY_ARRIVALS
+):
+    """Initialises every mbarrier; to be called by one thread. ``empty_arrivals``: twice as many for a pair of CTAs."""
     if cutlass.const_expr(barriers.raw_full is not None):
         for number in cutlass.range_constexpr(kv_rows.WARPS * kv_rows.SLOTS):
             cute.arch.mbarrier_init(barriers.raw_full + number, 1)
     for slot in cutlass.range_constexpr(slots):
         cute.arch.mbarrier_init(barriers.keys_full + slot, kv_rows.WARPS)
         cute.arch.mbarrier_init(barriers.scores_full + slot, 4)
-        cute.arch.mbarrier_init(barriers.empty + slot, 4 * VALUE_WARPGROUPS)
+        cute.arch.mbarrier_init(barriers.empty + slot, empty_arrivals)
 
 
 @cute.jit
@@ -213,8 +218,12 @@ def score(
     thread: Int32,
     register_columns: cutlass.Constexpr[int],
     slots: cutlass.Constexpr[int],
+    fence_keys: cutlass.Constexpr[bool] = False,
 ):
-    """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l."""
+    """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l.
+
+    ``fence_keys``: keys come from another CTA by stores that nobody there can fence for this one's tensor cores.
+    """
     mma_rs = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
     mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
     thread_rs, thread_ss = mma_rs.get_slice(thread), mma_ss.get_slice(thread)
@@ -228,6 +237,8 @@ def score(
     for _ in cutlass.range(tiles, unroll=1):
         scores = sm90_wgmma.accumulator(TILE_KEYS)
         sm90_ring.wait_full(barriers.keys_full, slot, phase)
+        if cutlass.const_expr(fence_keys):
+            cute.arch.fence_view_async_shared()
         tile_keys = keys[None, None, None, slot]
         warpgroup.fence()
         sm90_wgmma.add_products(mma_rs, scores, q_registers, tile_keys, 0, False)
@@ -253,8 +264,12 @@ def score(
 @cute.jit
 def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
     """Scores of keys that do not count become −∞. ``rows`` (2, 16): this thread's columns 8·b + 2·(lane mod 4) + e."""
-    first = is_key[0] | (is_key[1] << Uint32(16))
-    second = is_key[2] | (is_key[3] << Uint32(16))
+    if cutlass.const_expr(cute.size(is_key) == 4):
+        first = is_key[0] | (is_key[1] << Uint32(16))
+        second = is_key[2] | (is_key[3] << Uint32(16))
+    else:  # of a pair of CTAs
+        first = is_key[0] | is_key[1] | is_key[2] | is_key[3]
+        second = is_key[4] | is_key[5] | is_key[6] | is_key[7]
     if (first & second) != Uint32(0xFFFFFFFF):
         shift = Uint32(2 * (thread & 3))
         words = (first >> shift, second >> shift)
@@ -274,8 +289,12 @@ def add_values(
     accs_o: cutlass.Constexpr,
     thread: Int32,
     slots: cutlass.Constexpr[int],
+    partner_rank=None,
 ):
-    """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles."""
+    """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles.
+
+    ``partner_rank`` (Int32, or None): the CTA of the cluster that writes to this one's ring as well.
+    """
     mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
     thread_mma = mma.get_slice(thread)
     p = thread_mma.make_fragment_A(thread_mma.partition_A(ring.p))
@@ -303,5 +322,8 @@ def add_values(
         for i in cutlass.range_constexpr(products):
             sm90_wgmma.issue(mma, accs_o[i], p[None, None, None, slot], values[i][None, None, None, slot], True)
         warpgroup.wait_group(0)
-        sm90_ring.release(barriers.empty, slot)
+        if cutlass.const_expr(partner_rank is not None):
+            sm90_sparse_pair.release_both(barriers.empty, slot, partner_rank)
+        else:
+            sm90_ring.release(barriers.empty, slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)

@@ -16,6 +16,7 @@ A name takes its size from the first argument that has it; later ones must agree
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
 RECORDS: dict[str, type] = {"weight": Weight, "pool": Pool, "compression": Compression, "lengths": tuple}
 KINDS = (*DTYPES, "activation", *RECORDS)
 LEADING = ".."
+ROWS = "rows"
+"""The name of the product of the leading dimensions."""
 _LINE = re.compile(r"(?P<name>\w+)(?P<optional>\?)?:\s*(?P<kind>\w+)\s*\[(?P<shape>[^\]]*)\]")
 
 
@@ -122,7 +125,9 @@ def _check_shape(op: str, port: Port, shape: tuple[int, ...], sizes: dict[str, i
     wanted = port.shape
     if wanted and wanted[0] == LEADING:
         wanted = wanted[1:]
-        shape = shape[max(0, len(shape) - len(wanted)) :]
+        kept = max(0, len(shape) - len(wanted))
+        sizes.setdefault(ROWS, math.prod(shape[:kept]))
+        shape = shape[kept:]
     if len(shape) != len(wanted):
         raise contract.refusal(op, port.name, f"shape {list(shape)}", f"{_spell(port.shape)}")
     before = dict(sizes)

@@ -23,8 +23,9 @@ from dsv4.runtime.pool import Pool
 from dsv4.runtime.routing import PLAIN, dispatch_modes, functorch_level, is_compiling
 from dsv4.runtime.weight import Quantized, Weight
 
-KERNEL_DEVICES = ("cuda",)
-"""Types of device whose tensors a kernel may be given. (Tests add the CPU, with kernels on the emulator.)"""
+KERNEL_DEVICES = ("cuda", dispatch.SHAPES_ONLY)
+"""Types of device for whose tensors it is asked which kernel they may be given. (Tests add the CPU, with kernels on the
+emulator.) On ``meta`` none is called: the trace then says what a GPU would be asked for."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +57,7 @@ class Operator(Generic[P, R]):
         self.stem = stem
         self.reference = reference
         self.ports = tuple(door.Port.read(line) for line in ports)
-        self.dynamic = frozenset(dynamic)
+        self.dynamic = frozenset((*dynamic, door.ROWS))
         self._check_values = check_values
         self._paths = (kernel,) if isinstance(kernel, KernelPath) else kernel
         self._face = (
@@ -108,21 +109,26 @@ class Operator(Generic[P, R]):
                     dims=dict(served.dims),
                     sizes=dict(served.sizes),
                     variant={**served.variant, "pdl": dispatch.current_settings().pdl},
-                    empty=0 in sizes.values(),
+                    empty=any(size == 0 for name, size in sizes.items() if name != door.ROWS),
                 )
                 for served in stages
             ]
-        return dispatch.make_entry(
+        shapes_only = device.type == dispatch.SHAPES_ONLY
+        reference = _made_once(self.reference) if shapes_only else self.reference
+        entry = dispatch.make_entry(
             key,
             requests[0],
-            reference=self.reference,
-            empty=self.reference,
+            reference=reference,
+            empty=reference,
             adapt=path.adapted if path else None,
             check=_nothing,
             check_values=self._values_checked,
             table_of=self.stem,
             stages=tuple(requests[1:]),
         )
+        if shapes_only and dispatch.is_traced():  # the end of the trace empties the table
+            self._table[key] = entry
+        return entry
 
     def _path(
         self, device: torch.device, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -148,6 +154,18 @@ def in_range(op: str, name: str, values: torch.Tensor | None, low: int, high: in
     least, most = int(values.min()), int(values.max())
     if least < low or most >= high:
         raise contract.refusal(op, name, f"values from {least} to {most}", f"{low} to {high - 1}")
+
+
+def _made_once(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """``reference`` for calls of one key without data: its first result, which is but shapes, serves them all."""
+    results: list[Any] = []
+
+    def made(*arguments: Any, **options: Any) -> Any:
+        if not results:
+            results.append(reference(*arguments, **options))
+        return results[0]
+
+    return made
 
 
 def _nothing(*arguments: Any, **options: Any) -> None:

@@ -118,7 +118,7 @@ def _find_entry(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: f
         dims={"d": columns},
         sizes={"T": x.numel() // columns},
         variant=_variant(),
-        empty=x.numel() == 0 or x.is_meta,
+        empty=x.numel() == 0,
     )
     return dispatch.make_entry(
         (x.shape, x.get_device()),

@@ -60,7 +60,7 @@ def experts(
     ``rule``: how y and h are quantised. ``stage_dtype``: what the products of w1, w3 are rounded to (bf16), and with
     ``round_hidden`` h too before it is quantised (the official code; kernels quantise it unrounded).
     ``sync_free``: every row fetches its own expert's weights, so that nothing waits for the device (for CUDA graphs);
-    else rows are sorted by expert, whose counts the host reads.
+    else rows are sorted by expert, whose counts the host reads. Tensors without data (``meta``) give one without data.
     """
     stage = stage_dtype or dtype
     k, width = ids.shape[1], y.shape[1]
@@ -78,6 +78,8 @@ def experts(
 
     run = _row_by_row if sync_free else _expert_by_expert
     out = torch.empty(rows.shape, dtype=out_dtype or y.dtype, device=y.device)
+    if y.is_meta:  # there are no counts to read
+        return out.view(-1, k, width)
     run(out, through, rows, route_weights.reshape(-1), flat, (w1, w3, w2), rule, dtype)
     return out.view(-1, k, width)
 

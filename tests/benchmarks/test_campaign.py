@@ -204,7 +204,7 @@ def test_what_is_left_can_be_listed(tmp_path: Path) -> None:
     refused = invoke("--out", str(tmp_path), "--op", "nothing")
     assert (
         refused.exit_code == 2
-        and "--op: found 'nothing'; valid: sparse_attention_decode, mhc_post_pre" in refused.stderr
+        and "--op: found 'nothing'; valid: sparse_attention_decode, fmha_varlen" in refused.stderr
     )
 
 

@@ -177,7 +177,7 @@ def test_trace_says_sizes_formats_and_options() -> None:
     with dsv4.trace_dispatch() as calls:
         linear(quantize_fp8(torch.randn(3, 128)), fp8_weight(torch.randn(5, 128)))
     (call,) = calls
-    assert call.sizes == {"i": 128, "o": 5}
+    assert call.sizes == {"i": 128, "o": 5, "rows": 3}
     assert call.variant == {"x": "float8_e4m3fn_by_128", "weight": "fp8_block", "dtype": "float32"}
 
 

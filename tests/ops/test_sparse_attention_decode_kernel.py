@@ -21,12 +21,13 @@ from tests.ops import builds as builds
 
 OP, ARCH = "sparse_attention_decode", "sm_90a"
 ALL = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
+FEW: dict[str, int | str] = {"operand_order": "heads_as_rows"}  # not the default up to 32 heads
 # heads, flags, configuration
-CONFIGURATIONS: dict[str, tuple[int, dict[str, bool | str], dict[str, int]]] = {
+CONFIGURATIONS: dict[str, tuple[int, dict[str, bool | str], dict[str, int | str]]] = {
     "alone": (64, {**ALL, "pdl": True}, {"splits": 1}),
-    "window only": (8, {"has_sink": False, "has_max": True}, {"splits": 1, "q_register_columns": 192}),
-    "two blocks of heads, two splits": (80, {"extra": "rows", "has_length1": True}, {"splits": 2}),
-    "eight splits": (16, ALL, {"splits": 8}),
+    "window only": (8, {"has_sink": False, "has_max": True}, {**FEW, "splits": 1, "q_register_columns": 192}),
+    "two blocks of heads, two splits": (80, {"extra": "rows", "has_length1": True}, {"splits": 2, "pair": 0}),
+    "eight splits": (16, ALL, {**FEW, "splits": 8}),
     "pages of a request": (64, {"extra": "pages", "has_length0": True, "has_sink": True}, {"splits": 4}),
     "rows of bf16": (
         64,

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from dsv4.runtime.artifact import canonical_json
 from dsv4.runtime.cache import KernelCache
 from dsv4.tuner import fake
 from dsv4.tuner.budget import Budget
+from dsv4.tuner.builders import Ahead
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.question import Settings
 from dsv4.tuner.storage import open_storage
@@ -27,35 +30,75 @@ MEASURING_S = 0.002
 """What one made-up measurement takes: kills have to fall into them, too."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.tuner.sweep_process"])
+CONTEXT.set_forkserver_preload(["tests.tuner.sweep_process", "alembic.command", "alembic.script", "psycopg"])
+
+
+GATE_LIMIT_S = 200.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A place in the first measurement of claimed configurations: who comes there says so, and waits."""
+
+    root: Path
+
+    def began(self, pid: int | None) -> bool:
+        return (self.root / f"began.{pid}").exists()
+
+    def wait_for(self, processes: Sequence[BaseProcess]) -> None:
+        """Until all of them stand at the gate."""
+        deadline = time.monotonic() + GATE_LIMIT_S
+        while not all(self.began(process.pid) for process in processes):
+            assert time.monotonic() < deadline, "a worker has not begun to measure"
+            assert all(process.is_alive() for process in processes), "a worker ended before it measured"
+            time.sleep(0.01)
+
+    def open(self) -> None:
+        (self.root / "open").touch()
+
+    def __call__(self) -> None:
+        (self.root / f"began.{os.getpid()}").touch()
+        deadline = time.monotonic() + GATE_LIMIT_S
+        while not (self.root / "open").exists():
+            assert time.monotonic() < deadline, "the gate was not opened"
+            time.sleep(0.01)
 
 
 class LoggedGpu(fake.FakeGpu):
     """Writes down each configuration that it begins."""
 
-    def __init__(self, builder: fake.FakeBuilder, log: Path) -> None:
+    def __init__(self, builder: fake.FakeBuilder, log: Path, gate: Gate | None = None) -> None:
         super().__init__(builder)
-        self.log = log
+        self.log, self.gate = log, gate
 
     def __call__(self, request, *, limit_s, progress=lambda outcome: None):
         if not request.compare:
             with self.log.open("a") as stream:
                 for folder in request.artifacts:
                     stream.write(canonical_json(self.builder.plans[folder].config) + "\n")
+        if self.gate and request.incumbent_us is not None:  # without one it is the default, which nobody claims
+            self.gate()
         time.sleep(MEASURING_S * len(request.artifacts))
         return super().__call__(request, limit_s=limit_s, progress=progress)
 
 
-def work(root: Path, where: str, seed: int, configurations: int | None = None, batch: int = 3) -> Result:
-    """One run of the sweep, to its end."""
+def work(
+    root: Path, where: str, seed: int, configurations: int | None = None, batch: int = 3, gated: bool = False
+) -> Result:
+    """One run of the sweep, to its end; ``gated``: it waits in its first trials until the test opens ``Gate``."""
     builder = fake.FakeBuilder()
     budget = Budget(configurations=configurations)
     settings = Settings(
         fake.DEVICE, SIZES, budget, sampler="random", batch=batch, seed=seed, rounds=5, lost_max=1_000_000
     )
-    gpu = LoggedGpu(builder, root / "measured.log")
+    gpu = LoggedGpu(builder, root / "measured.log", Gate(root) if gated else None)
     return sweep(
-        TARGET, settings, cache=KernelCache(root / "cache"), builder=builder, measure=gpu, storage=open_storage(where)
+        TARGET,
+        settings,
+        cache=KernelCache(root / "cache"),
+        builder=Ahead(builder),
+        measure=gpu,
+        storage=open_storage(where),
     )
 
 

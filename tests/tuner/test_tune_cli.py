@@ -30,7 +30,7 @@ def test_help_has_examples(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0 and "dsv4-tune sweep --op" in out
     for command in (
-        "plan", "sweep", "compile", "report", "cover", "coverage", "replay", "explain",
+        "plan", "sweep", "model", "compile", "report", "cover", "coverage", "replay", "explain",
         "pack", "measure", "import", "export", "merge", "diff",
         "checksum",
     ):  # fmt: skip
@@ -91,6 +91,11 @@ def test_plan_prints_a_table_and_the_refusals(capsys):
             ),
             "never holds (without it",
         ),
+        (
+            ("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--launch", "twice"),
+            "--launch: found 'twice'; valid: graph",
+        ),
+        (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--l2", "hot"), "--l2: found 'hot'; valid: cold, warm"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--shape", "T=x"), "--shape"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--bucket", "T=9:1"), "--bucket"),
         (("sweep", "--op", "rms_norm", "--arch", "sm_90a", "--shape", "T=9", "--bucket", "T=1:8"), "lies outside"),

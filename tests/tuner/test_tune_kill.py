@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.tuner import sweep_process
+from tests.tuner import postgres_server, sweep_process
 
 
 def killed(root: Path, where: str, kills: int, seed: int) -> tuple[int, int]:
@@ -44,15 +47,44 @@ def test_a_sweep_that_is_killed_a_hundred_times_loses_nothing(tmp_path: Path):
     assert lost > kills / 4, "hardly a kill met a measurement"
 
 
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_of_two_workers_on_one_study_one_is_killed(tmp_path: Path, kind: str):
-    where = str(tmp_path / "x.journal") if kind == "journal" else f"sqlite:///{tmp_path}/x.db"
-    victim, other = (sweep_process.start(tmp_path, where, seed=seed, configurations=16) for seed in (1, 2))
-    victim.join(timeout=0.7)
-    sweep_process.kill(victim)
-    other.join(timeout=60)
-    assert other.exitcode == 0
-    sweep_process.examine(tmp_path, where, configurations=16)
+@pytest.fixture
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A storage of the kind that the test asks for."""
+    if request.param != "postgresql":
+        yield str(tmp_path / "x.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/x.db"
+        return
+    pytest.importorskip("psycopg", reason="the PostgreSQL driver is the extra 'postgres'")
+    with ExitStack() as until_the_end:
+        try:
+            url = until_the_end.enter_context(postgres_server.running())
+        except postgres_server.CannotStart as error:
+            pytest.skip(f"no PostgreSQL server: {error}")
+        yield url
+
+
+@pytest.mark.parametrize("where", ["journal", "sqlite", "postgresql"], indirect=True)
+def test_one_of_three_workers_is_killed_in_the_middle_of_its_trials(tmp_path: Path, where: str):
+    """When the gate says that the victim measures, its claims are in the storage, and it cannot tell of them before the
+    gate opens: the kill meets its trials for certain."""
+    batch, configurations = 2, 14
+    gate = sweep_process.Gate(tmp_path)
+    workers = [
+        sweep_process.start(tmp_path, where, seed=seed, batch=batch, configurations=configurations, gated=True)
+        for seed in (0, 10, 20)
+    ]
+    gate.wait_for(workers)
+    study = sweep_process.open_study(where)
+    held = Counter(trial.user_attrs["worker"] for trial in study._trials() if not trial.state.is_finished())
+    records = study.storage.get_study_user_attrs(study._id).values()
+    (name,) = (record["name"] for record in records if record.get("pid") == workers[0].pid)
+    assert 1 <= held[name] <= 2 * batch and len(held) == 3  # what it measures, and what it compiles meanwhile
+    assert sweep_process.kill(workers[0]) and workers[0].exitcode == -9
+    gate.open()
+    for worker in workers[1:]:
+        worker.join(timeout=200)
+    assert [worker.exitcode for worker in workers[1:]] == [0, 0]
+    lost = sweep_process.examine(tmp_path, where, configurations)
+    assert lost == held[name], "all that the victim held is given up and retried, each of it once"
 
 
 def test_workers_share_a_budget_exactly(tmp_path: Path):

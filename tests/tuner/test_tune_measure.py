@@ -13,6 +13,7 @@ import torch
 from dsv4.generator.spec import plan
 from dsv4.generator.verify import cases
 from dsv4.runtime.reference.rms_norm import rms_norm
+from dsv4.runtime.tuned import Policy
 from dsv4.tuner import builders, measure, timing
 from dsv4.tuner.protocol import Event, Request, Timing
 from dsv4.tuner.target import Target
@@ -113,7 +114,7 @@ def test_only_survivors_get_more_rounds(serve, monkeypatch):
     for name in us:
         monkeypatch.setitem(KERNELS, name, right)
     at = {"name": ""}
-    monkeypatch.setattr(measure, "replayed", lambda kernel, manifest, sizes, seed: at["name"])
+    monkeypatch.setattr(measure, "timed", lambda kernel, manifest, sizes, seed, policy: at["name"])
 
     def timed(run, sizes, rounds):
         median = us[at["name"]]
@@ -149,7 +150,7 @@ def test_cases_are_made_once_for_equal_tiles(monkeypatch):
 class Clock:
     """A kernel whose rounds take the given times, in turn."""
 
-    copies = 3
+    copies, policy = 3, Policy()
 
     def __init__(self, name: str, times: list[float], log: list[str]) -> None:
         self.name, self.times, self.log = name, times, log
@@ -158,8 +159,12 @@ class Clock:
         self.log.append(self.name)
         return self.times[self.log.count(self.name) % len(self.times)]
 
+    def enqueue(self) -> None:
+        pass
 
-def test_a_comparison_takes_turns_and_pairs_the_rounds():
+
+def test_a_comparison_takes_turns_and_pairs_the_rounds(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     log: list[str] = []
     # The machine slows down by half in every other round; pairs see it on both sides.
     found = timing.compare(Clock("a", [10.0, 15.0], log), Clock("b", [8.0, 12.0], log), {"T": 5}, rounds=8)  # type: ignore[arg-type]
@@ -174,9 +179,10 @@ def test_a_measurement_is_the_median_of_its_rounds():
 
 
 @pytest.mark.parametrize(
-    ("bytes_each", "free", "copies"), [(1 << 20, 1 << 34, 32), (40 << 20, 1 << 34, 3), (1 << 30, 1 << 30, 1)]
+    ("bytes_each", "free", "copies"),
+    [(1 << 20, 1 << 34, 32), (10 << 20, 1 << 34, 10), (40 << 20, 1 << 34, 4), (1 << 30, 1 << 30, 1)],
 )
-def test_inputs_rotate_through_twice_the_l2(monkeypatch, bytes_each, free, copies):
+def test_copies_of_the_inputs_are_about_twice_the_l2(monkeypatch, bytes_each, free, copies):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
@@ -206,7 +212,8 @@ def test_prebuilt_kernels_are_found_by_what_they_are(tmp_path: Path):
 
 
 @pytest.mark.gpu
-def test_replay_times_a_copy_near_the_memory_bandwidth():
+@pytest.mark.parametrize("policy", timing.POLICIES, ids=lambda policy: f"{policy.launch} {policy.l2}")
+def test_a_copy_is_timed_near_the_memory_bandwidth(policy: Policy):
     """64 MB read and 64 MB written: no GPU of these archs takes less than 15 µs or more than 1 ms."""
 
     def copy(source, target):
@@ -216,5 +223,20 @@ def test_replay_times_a_copy_near_the_memory_bandwidth():
         source = torch.randn(16 << 20, device="cuda")
         return [source, torch.empty_like(source)]
 
-    found = timing.measure(timing.Replayed(copy, arguments), {"n": 1}, rounds=5)
+    found = timing.measure(timing.Timed(copy, arguments, policy), {"n": 1}, rounds=5)
     assert 15 < found.median_us < 1000 and found.low_us <= found.median_us <= found.high_us
+
+
+@pytest.mark.gpu
+def test_a_small_copy_is_slower_from_memory_than_from_the_cache():
+    """4 MB in, 4 MB out."""
+
+    def timed(l2: str) -> float:
+        def arguments():
+            source = torch.randn(1 << 20, device="cuda")
+            return [source, torch.empty_like(source)]
+
+        run = timing.Timed(lambda source, target: target.copy_(source), arguments, Policy(l2=l2))
+        return timing.measure(run, {"n": 1}, rounds=7).median_us
+
+    assert timed("warm") < 0.9 * timed("cold")

@@ -17,6 +17,7 @@ import pytest
 
 from dsv4.generator.cli import run as run_cli
 from dsv4.runtime.cache import KernelCache
+from dsv4.runtime.tuned import Policy
 from dsv4.tuner import cli, exchange, packs
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.measure_pack import ResultsRefused, measure_pack, read_results
@@ -123,6 +124,20 @@ def test_the_whole_way_from_compile_to_an_entry_that_serves(job, compiled, tmp_p
     served = serving.find("rms_norm", "sm_90a", {"d": 512}, entry.question.variant, {"T": 50}, device=GPU)
     assert served is not None and served.manifest.key == results.winner
     assert len(serving.artifacts("rms_norm", "sm_90a")) == 1
+
+
+def test_a_job_says_how_calls_are_timed(compiled, tmp_path):
+    file, out = tmp_path / "warm.tar.gz", tmp_path / "results.json"
+    arguments = (*ARGUMENTS, "--shape", "T=64", "--launch", "eager", "--l2", "warm")
+    assert call(compiled, "pack", file, "--candidates", *arguments) == 0
+    elsewhere = KernelCache(tmp_path / "elsewhere")
+    unpack(file, elsewhere)
+    gpu = gpu_at(elsewhere)
+    measure_pack(file, out, elsewhere, GPU, measure=gpu)
+    assert {request.policy for request in gpu.requests} == {Policy(launch="eager", l2="warm")}
+    assert gpu.requests[-1].compare and call(compiled, "import", out) == 0
+    (entry,) = compiled.tuned("rms_norm", "sm_90a")
+    assert entry.question.policy == Policy(launch="eager", l2="warm")
 
 
 def test_an_interrupted_measurement_goes_on(job, tmp_path):

@@ -21,11 +21,12 @@ from dsv4.tuner.budget import Budget
 from dsv4.tuner.explain import explain, find
 from dsv4.tuner.page import page
 from dsv4.tuner.question import Settings
-from dsv4.tuner.report import gather, pick_study
+from dsv4.tuner.report import _gpu_ranges, gather, pick_study
 from dsv4.tuner.storage import open_storage
 from dsv4.tuner.study import study_names
 from dsv4.tuner.sweep import sweep
 from dsv4.tuner.target import Target
+from dsv4.tuner.tried import Tried
 from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
 TARGET = Target("rms_norm", "sm_90a", dims={"d": 512})
@@ -76,8 +77,9 @@ def test_figures_are_those_of_the_study(report):
     assert report.refused and report.importance_missing is None
     assert report.importance["threads_per_row"] > report.importance["opt_level"]  # ``cost`` goes by the first only
     assert sum(report.importance.values()) == pytest.approx(1.0)
-    (small, large) = report.rates["best"]
+    (small, large) = report.placed["best"]
     assert large.gigabytes_per_s == pytest.approx((4 * 4096 * 512 + 2 * 512) / large.us / 1e3)
+    assert large.shares == {"HBM": pytest.approx(large.counts["bytes"] / 3.35e6 / large.us)}
     assert small.teraflops is None and report.best.spread == pytest.approx(0.01)
 
 
@@ -114,14 +116,25 @@ def test_the_page_is_whole_needs_no_network_and_shows_every_part(report):
     assert balance.open == [] and balance.fetched == [] and balance.scripts == ["application/json"]
     assert not re.search(r"https?://|url\(|@import", html)
     for title in (
-        "Best and default", "Search history", "What matters", "Parallel coordinates", "Each tunable against time",
-        "The fastest", "Spread", "Refused before compilation", "Failed",
+        "Best and default", "Roofline", "Peers", "Search history", "What matters", "Parallel coordinates",
+        "Each tunable against time", "The fastest", "Spread", "Refused before compilation", "Failed",
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in html
-    assert html.count("<svg") >= 5 + 3 and "Fake GPU, driver 580.1, CUDA 13.0" in html
+    assert html.count("<svg") >= 6 + 3 and "Fake GPU, driver 580.1, CUDA 13.0" in html
     assert "<b>bold</b>" not in html and "&lt;b&gt;bold" in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
     assert len(data["rows"]) == 40 and data["failed"] == report.failed
+
+
+def test_the_range_of_the_gpus_readings_is_a_fact(report):
+    assert report.gpu == {} and "clock, temperature and power were not recorded" in page(report)
+    timing = {"median_us": 1.0, "gpu": {"sm_clock_mhz": 1755.0, "temperature_c": None, "power_w": 500.2}}
+    other = {"median_us": 1.0, "gpu": {"sm_clock_mhz": 1980.0, "temperature_c": None, "power_w": 411.9}}
+    tried = [Tried({}, 1.0, detail={"timings": [timing, {"median_us": 1.0, "gpu": None}]}),
+             Tried({}, 1.0, detail={"timings": [other]}), Tried({}, None, "hung")]  # fmt: skip
+    ranges = _gpu_ranges(tried)
+    assert ranges == {"sm_clock_mhz": (1755.0, 1980.0), "power_w": (411.9, 500.2)}
+    assert "1755 to 1980 MHz, 412 to 500 W" in page(replace(report, gpu=ranges))
 
 
 def test_made_up_times_are_called_so_in_the_headline(report):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -128,3 +129,24 @@ def test_beats_go_on_while_attended(where):
             time.sleep(0.01)
         else:
             pytest.fail("no beat")
+
+
+def test_a_worker_that_joins_while_another_one_looks_is_not_taken_for_dead(where, monkeypatch):
+    with ExitStack() as until_the_end:
+        watcher = until_the_end.enter_context(open_study(where).attended())
+        joined: list[Study] = []
+
+        def join_first(read):
+            def reading(study_id: int, *arguments, **options):
+                found = read(study_id, *arguments, **options)
+                if not joined:  # another worker begins after this first read and claims before the second one
+                    joined.append(until_the_end.enter_context(open_study(where).attended()))
+                    assert joined[0].claim(CONFIGS[0]) is not None
+                return found
+
+            return reading
+
+        for name in ("get_all_trials", "get_study_user_attrs"):
+            monkeypatch.setattr(watcher.storage, name, join_first(getattr(watcher.storage, name)))
+        assert watcher.recover() == [] and joined
+        assert watcher.recover() == [] and watcher.others() == 1

@@ -9,6 +9,7 @@ import pytest
 
 from dsv4.generator.build.evidence import read_evidence
 from dsv4.generator.console import CheckFailed
+from dsv4.runtime.tuned import Policy
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.protocol import geometric_mean
 from dsv4.tuner.question import Settings
@@ -65,6 +66,16 @@ def test_the_winner_is_measured_again_and_chosen(cache):
     assert kept.name == result.entry
     found = cache.find("rms_norm", "sm_90a", {"d": 1536}, question["variant"], {"T": 7}, device=GPU)
     assert found is not None and found.manifest.key == entry["key"]
+
+
+def test_every_request_has_the_policy_of_the_question(cache):
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    warm = Policy(launch="eager", l2="warm")
+    cold = run(cache, FakeGpu(gpu.builder, cost), configurations=8).study
+    result = run(cache, gpu, configurations=8, policy=warm)
+    assert result.chosen and {request.policy for request in gpu.requests} == {warm} and gpu.requests[-1].compare
+    assert result.study != cold  # another question, another study
+    assert [entry["question"]["policy"] for entry in entries(cache)] == [Policy().model_dump(), warm.model_dump()]
 
 
 def test_every_candidate_is_checked_and_evidence_is_written(cache):

@@ -1,4 +1,4 @@
-"""`dsv4-tune coverage`: which calls of a program are served by a tuned kernel, by a default one, or by none."""
+"""`dsv4-tune coverage`: which calls of a program or a model are served by a tuned kernel, a default one, or none."""
 
 from __future__ import annotations
 
@@ -10,38 +10,49 @@ import typer
 from rich.table import Table
 
 from dsv4.generator.commands import select
-from dsv4.generator.console import out, print_json, print_table
+from dsv4.generator.console import UsageError, out, print_json, print_table
+from dsv4.tuner.commands import model as of_model
 from dsv4.tuner.commands import options
-from dsv4.tuner.coverage import Covered, Served, cover_calls, known_device, read_calls
+from dsv4.tuner.coverage import ORDER, Covered, cover_calls, device_here, joined, read_calls
 from dsv4.tuner.tried import spelled
-
-ORDER: tuple[Served, ...] = ("missing", "default", "tuned", "no kernel is made")
 
 
 def print_coverage(
-    calls: Annotated[Path, typer.Argument(help="Calls, from dsv4.tuner.coverage.write_calls.", show_default=False)],
     arch: options.Arch,
+    calls: Annotated[
+        Path | None, typer.Argument(help="Calls, from dsv4.tuner.coverage.write_calls.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Instead of CALLS: the steps of flash, pro, tiny, or a config.json.")
+    ] = None,
+    batch: of_model.Batch = [1, 64],  # noqa: B006
+    context: of_model.Context = [8192],  # noqa: B006
+    drafts: of_model.Drafts = 0,
+    chunk: of_model.Chunk = 2048,
     device: Annotated[
         str | None, typer.Option("--device", help="A device that entries were tuned on (default: this machine's).")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Print what would serve each kind of call that a program made, what is missing first.
+    """Print what would serve each kind of call that a program made, or that a model's decode and prefill steps make,
+    what is missing first.
 
     Example: dsv4-tune coverage step.json --arch sm_90a --device "NVIDIA H100 80GB HBM3"
+
+    Example: dsv4-tune coverage --model flash --arch sm_90a --batch 64 --context 8192
     """
     select.Selection(None, arch)
-    asked = read_calls(calls)
+    if (calls is None) == (model is None):
+        found = "neither" if calls is None else "both"
+        raise UsageError(f"coverage: found {found} of CALLS and --model; valid: one of them")
+    if model is not None:
+        steps = of_model.model_steps(model, batch, context, drafts, chunk)
+        asked = joined(call for step in steps for call in step.calls)
+    else:
+        assert calls is not None
+        asked = read_calls(calls)
     cache = options.usable_cache()
-    import torch
-
-    here = None
-    if device is not None:
-        here = known_device(cache, arch, device)
-    elif torch.cuda.is_available():
-        from dsv4.runtime.identity import device_identity
-
-        here = device_identity(torch.cuda.current_device())
+    here = device_here(cache, arch, device)
     covered = sorted(cover_calls(asked, cache, arch, here), key=lambda each: ORDER.index(each.served))
     counts = Counter(each.served for each in covered)
     if json:

@@ -32,6 +32,8 @@ def cover_shapes(
 ) -> None:
     """Print the fewest configurations that stay within a stated loss of the best at every shape of a study.
 
+    'dsv4-tune sweep --bucket auto --loss 3' keeps such a set, measured again and bucket by bucket.
+
     Example: dsv4-tune cover --op rms_norm --arch sm_90a --loss 3
     """
     report = gathered(study, op, arch, storage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -13,7 +13,8 @@ from dsv4.generator.commands.select import Model as Model
 from dsv4.generator.commands.select import Variant as Variant
 from dsv4.generator.console import UsageError, parse_assignments, parse_sizes
 from dsv4.runtime.cache import KernelCache
-from dsv4.tuner import shapes
+from dsv4.runtime.tuned import Policy
+from dsv4.tuner import buckets, shapes
 from dsv4.tuner.protocol import Sizes
 from dsv4.tuner.target import Target
 
@@ -22,7 +23,13 @@ Arch = Annotated[str, typer.Option("--arch", help="sm_90a or sm_100a.")]
 Set = Annotated[list[str], typer.Option("--set", help="Hold a tunable at NAME=VALUE; repeatable.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Compile processes (0: the number of cores).")]
 Shape = Annotated[list[str], typer.Option("--shape", help="Measure at NAME=SIZE,…; repeatable.")]
-Bucket = Annotated[list[str], typer.Option("--bucket", help="The winner serves NAME=LOW:HIGH only.")]
+Bucket = Annotated[list[str], typer.Option("--bucket", help="The winner serves NAME=LOW:HIGH,… only.")]
+Buckets = Annotated[
+    list[str],
+    typer.Option("--bucket", help="A winner serves NAME=LOW:HIGH,… only; repeatable: one each; auto: one a shape."),
+]
+Launch = Annotated[str, typer.Option("--launch", help="Time calls by graph (replayed) or eager (one by one).")]
+L2 = Annotated[str, typer.Option("--l2", help="Time calls with a cold L2 cache, or a warm one.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the search and of the inputs.")]
 Storage = Annotated[
     str | None,
@@ -39,13 +46,31 @@ def make_target(
     return Target(op, arch, model, sizes, parse_assignments("--variant", variant), parse_assignments("--set", pinned))
 
 
+def make_policy(launch: str, l2: str) -> Policy:
+    """How calls are timed. Raises UsageError."""
+    for option, found, field in (("--launch", launch, "launch"), ("--l2", l2, "l2")):
+        valid = get_args(Policy.model_fields[field].annotation)
+        if found not in valid:
+            raise UsageError(f"{option}: found '{found}'; valid: {', '.join(valid)}")
+    return Policy.model_validate({"launch": launch, "l2": l2})
+
+
+def make_buckets(op: str, shape: list[str], bucket: list[str]) -> tuple[tuple[Sizes, ...], tuple[shapes.Bounds, ...]]:
+    """What to measure, and the buckets that are to have a winner each. Raises UsageError where a shape is in none."""
+    sizes = shapes.shapes(op, shape)
+    if bucket == [buckets.AUTOMATIC]:
+        return sizes, tuple(buckets.automatic(sizes, buckets.bounded_names(op, sizes)))
+    found = buckets.parse(bucket) or [buckets.EVERYTHING]
+    buckets.grouped(found, sizes)
+    return sizes, tuple(found)
+
+
 def make_shapes(op: str, shape: list[str], bucket: list[str]) -> tuple[tuple[Sizes, ...], shapes.Bounds]:
-    """What to measure, and what the winner is to serve. Raises UsageError where a shape lies outside."""
-    sizes, bounds = shapes.shapes(op, shape), shapes.bucket(bucket)
-    for each in sizes:
-        if problem := shapes.outside(bounds, each):
-            raise UsageError(f"--bucket: {problem}; measure (--shape) what the winner is to serve")
-    return sizes, bounds
+    """The same where there can be one winner only."""
+    sizes, found = make_buckets(op, shape, bucket)
+    if len(found) > 1:
+        raise UsageError(f"--bucket: found {len(found)} buckets; valid: one here, or 'dsv4-tune sweep' for several")
+    return sizes, found[0]
 
 
 def usable_cache() -> KernelCache:

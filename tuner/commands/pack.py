@@ -18,7 +18,9 @@ from dsv4.tuner.builders import Prebuilt
 from dsv4.tuner.commands import options
 from dsv4.tuner.job import Candidate, Job
 from dsv4.tuner.packs import write_pack
-from dsv4.tuner.target import rank
+from dsv4.tuner.protocol import Sizes
+from dsv4.tuner.shapes import Bounds
+from dsv4.tuner.target import Target, rank
 
 
 def pack_kernels(
@@ -35,6 +37,8 @@ def pack_kernels(
     pinned: options.Set = [],  # noqa: B006
     shape: options.Shape = [],  # noqa: B006
     bucket: options.Bucket = [],  # noqa: B006
+    launch: options.Launch = "graph",
+    l2: options.L2 = "cold",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Candidates at most, in plan's order.")] = 1000,
     seed: options.Seed = 0,
 ) -> None:
@@ -47,7 +51,10 @@ def pack_kernels(
     if candidates:
         if op is None or arch is None:
             raise UsageError("pack --candidates: found no --op and --arch; valid: those of one target")
-        job, artifacts = _job(cache, op, arch, model, dims, variant, pinned, shape, bucket, limit, seed)
+        target = options.make_target(op, arch, model, dims, variant, pinned)
+        sizes, bounds = options.make_shapes(op, shape, bucket)
+        policy = options.make_policy(launch, l2)
+        job, artifacts = _job(cache, target, sizes, bounds, policy, limit, seed)
         contents = write_pack(file, cache, artifacts, kind="candidates", job=job)
     else:
         entries = exchange.cached_entries(cache, op, arch)
@@ -70,19 +77,13 @@ def _artifacts(cache: KernelCache, op: str | None, arch: str | None, keys: set[s
 
 def _job(
     cache: KernelCache,
-    op: str,
-    arch: str,
-    model: str | None,
-    dims: list[str],
-    variant: list[str],
-    pinned: list[str],
-    shape: list[str],
-    bucket: list[str],
+    target: Target,
+    sizes: tuple[Sizes, ...],
+    bounds: Bounds,
+    policy: Policy,
     limit: int,
     seed: int,
 ) -> tuple[Job, list[Artifact]]:
-    target = options.make_target(op, arch, model, dims, variant, pinned)
-    sizes, bounds = options.make_shapes(op, shape, bucket)
     default, space = target.default(), target.space()
     prebuilt = Prebuilt(cache)
     compiled = rank((space.planner.plan(config) for config in prebuilt.only(space) or []), default)
@@ -90,12 +91,15 @@ def _job(
     built = prebuilt.build([default, *plans], lambda one: None)
     if built[0].artifact is None or not plans:
         missing = "default" if built[0].artifact is None else "candidate"
-        raise UsageError(f"pack: found no {missing} of {op} on {arch} in {cache.root}; valid: dsv4-tune compile first")
+        raise UsageError(
+            f"pack: found no {missing} of {target.op} on {target.arch} in {cache.root}; valid: dsv4-tune compile first"
+        )
     artifacts = [Artifact.read(one.artifact) for one in built if one.artifact]
     listed = [_candidate(artifact, one.plan) for artifact, one in zip(artifacts, built, strict=True)]
     job = Job(
-        op=op, arch=arch, model=model, dims=default.dims, variant=default.variant, pinned=target.pinned, sizes=sizes,
-        bucket=bounds, policy=Policy(), default=listed[0], candidates=tuple(listed[1:]), seed=seed,
+        op=target.op, arch=target.arch, model=target.model, dims=default.dims, variant=default.variant,
+        pinned=target.pinned, sizes=sizes, bucket=bounds, policy=policy, default=listed[0],
+        candidates=tuple(listed[1:]), seed=seed,
     )  # fmt: skip
     return job, artifacts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,10 @@ def report_study(
     arch: select.Arch = None,
     storage: options.Storage = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page (default: STUDY.html).")] = None,
+    peers: Annotated[
+        list[Path],
+        typer.Option("--peers", help="A dated result file to take peers from (default: a checkout's); repeatable."),
+    ] = [],  # noqa: B006
     csv: Annotated[bool, typer.Option("--csv", help="Print one line for each configuration instead.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -33,7 +38,7 @@ def report_study(
     """
     if csv and json:
         raise UsageError("report: found --csv and --json; valid: one of them")
-    found = gathered(study, op, arch, storage)
+    found = gathered(study, op, arch, storage, peers)
     if json:
         print_json(found.as_json())
         return
@@ -50,17 +55,26 @@ def report_study(
     err.print(f"{len(found.rows)} configurations in {target}", markup=False)
 
 
-def gathered(study: str | None, op: str | None, arch: str | None, storage: str | None) -> Report:
-    """The study that these options mean. Raises UsageError."""
+def gathered(
+    study: str | None, op: str | None, arch: str | None, storage: str | None, peers: Sequence[Path] = ()
+) -> Report:
+    """The study that these options mean, with the peers in the files ``peers`` (none: those of a checkout). Raises
+    UsageError."""
     select.Selection(op, arch)
     where = _where(storage, op, arch)
     try:
+        from dsv4.tuner.peers import read_result
         from dsv4.tuner.report import gather, pick_study
         from dsv4.tuner.storage import open_storage
     except ModuleNotFoundError as missing:
         raise UsageError(f"report needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
     opened = open_storage(where)
-    return gather(opened, pick_study(opened, study, where))
+    files = [read_result(path) for path in peers]
+    found = gather(opened, pick_study(opened, study, where), files or None)
+    for path, result in zip(peers, files, strict=True):
+        if result.op != found.about["op"]:
+            raise UsageError(f"--peers: {path}: found results of {result.op}; valid: of {found.about['op']}")
+    return found
 
 
 def _where(storage: str | None, op: str | None, arch: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv4.generator.console import CheckFailed, UsageError, out, print_json
+from dsv4.tuner.buckets import spelled as spelled_bucket
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.commands import options
 from dsv4.tuner.tried import spelled
 
 if TYPE_CHECKING:  # with them comes Optuna, which is asked for only when the command line is right
     from dsv4.tuner.sweep import Result
-
-MEASURES = ("gpu", "fake")
 
 
 def sweep_configurations(
@@ -35,9 +33,14 @@ def sweep_configurations(
     variant: options.Variant = [],  # noqa: B006
     pinned: options.Set = [],  # noqa: B006
     shape: options.Shape = [],  # noqa: B006
-    bucket: options.Bucket = [],  # noqa: B006
+    bucket: options.Buckets = [],  # noqa: B006
+    loss: Annotated[
+        float | None, typer.Option("--loss", min=0.0, help="Few kernels: percent over the best of a bucket.")
+    ] = None,
     sampler: Annotated[str, typer.Option("--sampler", help="tpe, random, grid, cmaes or gp.")] = "tpe",
     storage: options.Storage = None,
+    launch: options.Launch = "graph",
+    l2: options.L2 = "cold",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Configurations compiled and measured together.")] = 8,
     jobs: options.Jobs = 0,
     seed: options.Seed = 0,
@@ -61,40 +64,37 @@ def sweep_configurations(
     A kernel that hangs or faults costs only itself. Ctrl-C and kill lose nothing: the same command goes on from there,
     and several at once share the study.
 
+    Several buckets, each with a winner of its own: --bucket T=1:64 --bucket T=65:, or --bucket auto for one a shape;
+    with --loss 3 by the fewest configurations that are within 3 % of the best in each.
+
     Example: dsv4-tune sweep --op rms_norm --arch sm_90a --budget 10m --patience 60
     """
     wanted = options.make_target(op, arch, model, dims, variant, pinned)
     parsed = Budget.parse(budget, patience)
-    sizes, bounds = options.make_shapes(op, shape, bucket)
-    if measure not in MEASURES:
-        raise UsageError(f"--measure: found '{measure}'; valid: {', '.join(MEASURES)}")
+    sizes, served = options.make_buckets(op, shape, bucket)
+    if loss is not None and len(served) == 1:
+        raise UsageError("--loss: found one bucket, which one kernel serves; valid: several, or --bucket auto")
+    policy = options.make_policy(launch, l2)
     try:
-        from dsv4.tuner import bench, builders, fake, sweep, worker
+        from dsv4.tuner import bench, sweep, worker
+        from dsv4.tuner.commands.measuring import measuring, require_measure
         from dsv4.tuner.propose import SAMPLERS
         from dsv4.tuner.question import Settings
-        from dsv4.tuner.seeds import neighbours
+        from dsv4.tuner.seeds import in_turn, starts
         from dsv4.tuner.storage import open_storage
         from dsv4.tuner.view import watching
     except ModuleNotFoundError as missing:
         raise UsageError(f"sweep needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
+    require_measure(measure)
     if sampler not in SAMPLERS:
         raise UsageError(f"--sampler: found '{sampler}'; valid: {', '.join(SAMPLERS)}")
     cache = options.usable_cache()
-    builder: builders.Builder
-    measurer: bench.Measurer
-    if measure == "fake":
-        device, builder = fake.DEVICE, fake.FakeBuilder()
-        measurer = fake.FakeGpu(builder)
-    else:
-        from dsv4.runtime.identity import device_identity
-        from dsv4.tuner.gpu import exclusively, gpu_lock, require_gpu
-
-        index = require_gpu(wanted.default())
-        device, measurer = device_identity(index), exclusively(worker.run, gpu_lock(cache.root, index))
-        builder = builders.Prebuilt(cache) if prebuilt else builders.Compiler(cache, jobs or os.cpu_count())
+    device, builder, measurer = measuring(
+        measure, wanted.default(), cache, jobs=jobs, prebuilt=prebuilt, by="sweep", ahead=launch == "graph"
+    )
     settings = Settings(
-        device, sizes, parsed, sampler=sampler, batch=batch, seed=seed, limit_s=limit_s, bucket=bounds,
-        retry_quarantined=retry_quarantined,
+        device, sizes, parsed, sampler=sampler, batch=batch, seed=seed, limit_s=limit_s, buckets=served,
+        loss=None if loss is None else loss / 100, policy=policy, retry_quarantined=retry_quarantined,
     )  # fmt: skip
     check_first: bench.Preflight | None = None
     if preflight:
@@ -106,7 +106,7 @@ def sweep_configurations(
             result = sweep.sweep(
                 wanted, settings, cache=cache, builder=builder, measure=measurer,
                 storage=open_storage(storage) if storage else None,
-                say=say, watch=watch, preflight=check_first, seeds=neighbours(cache, wanted),
+                say=say, watch=watch, preflight=check_first, seeds=in_turn(starts(cache, wanted, sizes, device.name)),
             )  # fmt: skip
         except worker.WorkerError as error:
             raise CheckFailed(str(error)) from None
@@ -127,6 +127,10 @@ def show(result: Result, device: str) -> None:
     )
     out.print(f"default {result.default['us']:.2f} µs: {spelled(result.default['config'])}", highlight=False)
     out.print(f"best    {result.best['us']:.2f} µs: {spelled(result.best['config'])}", highlight=False)
-    verb = f"kept as {result.entry}" if result.chosen else "not kept"
+    for each in result.winners:
+        where = f"bucket ({spelled_bucket(each.bucket)}): {each.default['us']:.2f} → {each.best['us']:.2f} µs"
+        verb = f"kept as {each.entry}" if each.chosen else "not kept"
+        out.print(f"{where}: {spelled(each.best['config'])}; {verb}: {each.why}", highlight=False, markup=False)
+    verb = f"kept as {result.entry}" if result.entry else "kept" if result.chosen else "not kept"
     out.print(f"{verb}: {result.why}", highlight=False, markup=False)
     out.print(f"study {result.study} (dsv4-tune report)", highlight=False, markup=False)

@@ -297,7 +297,10 @@ def first_wrong(
     wrong = _wrong_out(got["out"].to(torch.float64), case.expected["out"])
     if bool(wrong.any()):
         request, query, head, column = wrong.nonzero()[0].tolist()
-        owner = f"request {request}, query {query}, head {head}, columns of value warpgroup {column // 256}"
+        owner = f"columns of value warpgroup {column // 256}"
+        if config.get("operand_order") == "keys_as_rows":
+            owner = f"block {column // 64} of value warp {column % 64 // 16}"
+        owner = f"request {request}, query {query}, head {head}, {owner}"
         return "out", (request, query, head, column), owner + f", split {column * splits // KV_WIDTH} stores it"
     wrong = _wrong_lse(got["lse"].to(torch.float64), case.expected["lse"])
     if not bool(wrong.any()):

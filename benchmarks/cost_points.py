@@ -1,0 +1,88 @@
+"""The measured calls of the dated result files, as the cost model counts them: what it is calibrated and scored on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.operator import Case, OperatorBenchmark
+from benchmarks.harness.result import RESULTS
+from benchmarks.kernels import recorded
+from dsv4.generator.spec.plan import plan
+from dsv4.tuner.cost.counts import count
+from dsv4.tuner.cost.fit import Point
+
+ARCH = "sm_90a"
+DEVICE = "NVIDIA H100 80GB HBM3"
+OURS = ("dsv4 kernel", "dsv4")
+"""The peer whose times count: the default kernel called bare, or what there is of ours."""
+NOT_SIZES = ("causal", "format", "fp4", "fp8", "two")
+"""What a case's sizes hold besides: flags, which the kernels' variants have."""
+LATER = {"swiglu_quant": {"two": False}}
+"""Flags that a benchmark's cases have got since; results from before are of these."""
+OLD_ENCODING = "measured before the encoding of E2M1 was rewritten with half the instructions"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case of one file: its point, the roofline's time for it, and why it is left out (empty: it is not)."""
+
+    file: str
+    point: Point
+    roofline_us: float
+    left_out: str
+
+
+def measured_calls(folder: Path = RESULTS) -> list[Measured]:
+    """Every case of our kernels in the files of ``folder`` that are not void, cold L2, medians; in the files' order."""
+    found: list[Measured] = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "cases" in result and not result["void"] and result["device"]["name"] == DEVICE:
+            found += _of_file(path.name, result)
+    return found
+
+
+def _of_file(file: str, result: Mapping[str, Any]) -> Iterator[Measured]:
+    op = str(result["op"])
+    bench: OperatorBenchmark = importlib.import_module(f"benchmarks.{op}").BENCHMARK
+    name = next(name for name in OURS if name in result["peers"])
+    peer = next(peer for peer in bench.peers() if peer.name == name)
+    top = result["ceilings"]
+    for item in result["cases"]:
+        case = Case(item["label"], {**LATER.get(op, {}), **item["sizes"]})
+        with recorded() as asked:
+            peer.prepare(case)
+        sizes = {**_sizes(op, case)}
+        launches = []
+        for each in asked:
+            dims = dict(each.dims)
+            kernel = plan(each.op, ARCH, dims=dims, variant=dict(each.variant))
+            launches += count(kernel, {name: size for name, size in sizes.items() if name not in dims})
+        format = dict(asked[0].variant).get("format")
+        old = OLD_ENCODING if op in ("quantize", "swiglu_quant") and format == "nvfp4" else ""
+        work = item["work"]
+        floor = max(work["bytes"] / top["copy_gb_s"] / 1e3, work["flops"] / top["product_tflops"] / 1e6)
+        point = Point(op, item["label"], tuple(launches), item["peers"][name]["cold"]["median_us"])
+        yield Measured(file, point, top["empty_node_us"] + floor, old)
+
+
+def _sizes(op: str, case: Case) -> dict[str, int]:
+    """The sizes of the call, those included that the case leaves to its benchmark."""
+    sizes = {name: int(size) for name, size in case.sizes.items() if name not in NOT_SIZES}
+    tokens = sizes.get("T", 0)
+    if op == "compressor":
+        from benchmarks.compressor import DECODING
+
+        sizes["N"] = tokens if tokens <= DECODING else tokens // sizes["m"]
+    if op == "router":
+        from benchmarks.router import splits
+
+        sizes["S"] = splits(tokens, sizes["d"])
+    if op == "inverse_rope_quant":
+        sizes["TP"] = tokens
+    return sizes

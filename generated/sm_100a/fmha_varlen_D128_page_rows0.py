@@ -1,0 +1,550 @@
+# Emitted from generator/templates/attention/fmha_varlen_sm100.py.j2 for op fmha_varlen on sm_100a. Do not edit.
+# dims: D=128
+# config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, q_tiles=2, column_split=1, softmax_registers=184, opt_level=2
+# spec sha256: 49105e789ca644a8003077aac5a67f3387580efee9afe9c38a0f88f9b967b7fb
+"""Attention on sm_100 over sequences of any lengths: TMA and tcgen05, S, P and O in tensor memory.
+
+As fmha: a CTA works on 256 queries of one head of one sequence, which it finds on the device.
+Its warps have one job each:
+
+    load        Q once; K and V through two rings of shared memory
+    mma         S = Q·Kᵀ, then O += P·V with P read from TMEM
+    softmax     one warpgroup for each query tile: S to P, one row to a thread
+    correction  keeps O relative to each row's maximum, ends the rows, writes the log-sum-exp
+    store       finished tiles to global memory
+
+The schedule and its barriers are derived in docs/notes/fmha_sm100.md, the rest in docs/notes/fmha_varlen.md.
+"""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Float32, Int32, Int64
+from cutlass.cute import nvgpu
+from cutlass.cute.nvgpu import cpasync, tcgen05
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+from cutlass.memory import SmemAllocator
+from cutlass.utils import blackwell_helpers as sm100
+
+from dsv4.generator.device import sequence_rows, sequence_tiles, sm90_tma, sm90_wgmma
+from dsv4.generator.device.sm100_attention_correction import (
+    correct_outputs,
+    finish_rows,
+    publish_staged,
+    stage_zeros,
+)
+from dsv4.generator.device.sm100_attention_load import load_queries
+from dsv4.generator.device.sm100_attention_mma import multiply_tiles
+from dsv4.generator.device.sm100_attention_softmax import base_2_scale, softmax_rows, statistics_row
+from dsv4.generator.device.sm100_attention_tiles import (
+    key_tile_count,
+    keys_in_sight,
+    unmasked_tile_count,
+)
+from dsv4.generator.device.sm100_barriers import init_barriers
+from dsv4.generator.device.sm100_sequences import load_keys_and_values, store_outputs
+from dsv4.generator.device.sm100_tmem import column_of
+
+# Tiles. A CTA holds Q_TILES tiles of TILE_M queries and O_COLUMNS columns of their outputs.
+HEAD_DIM = 128
+TILE_M = 128
+TILE_N = 128
+Q_TILES = 2
+CTA_ROWS = 256
+KV_STAGES = 2
+PV_N_TILE = 128
+O_COLUMNS = 128
+PV_PASSES = 1
+COLUMN_SPLIT = 1
+
+STAGE = "online"  # all of the softmax
+
+# TMEM: first columns by query tile. P lies on the S that it is made of.
+TMEM_COLUMNS = 512
+S_COLUMNS = (0, 128)
+P_COLUMNS = (0, 128)
+O_FIRST_COLUMNS = (256, 384)
+
+# Warps and their registers.
+SOFTMAX_REGISTERS = 184
+CORRECTION_WARP, CORRECTION_REGISTERS = 8, 96
+MMA_WARP, LOAD_WARP, STORE_WARP = 12, 13, 14
+OTHER_REGISTERS = 48
+THREADS = 512
+ROW_THREADS = 128  # of one softmax warpgroup, and of the correction: one for each row
+CORRECTION_BARRIER = 1
+
+# Bytes that one tile brings to its barrier, rows beyond the end of a tensor included (they arrive as zeros).
+Q_BYTES = 32768
+
+VARIANTS = (
+    {"page_rows": 0, "causal": False, "has_sink": False, "pdl": False},
+    {"page_rows": 0, "causal": False, "has_sink": False, "pdl": True},
+    {"page_rows": 0, "causal": False, "has_sink": True, "pdl": False},
+    {"page_rows": 0, "causal": False, "has_sink": True, "pdl": True},
+    {"page_rows": 0, "causal": True, "has_sink": False, "pdl": False},
+    {"page_rows": 0, "causal": True, "has_sink": False, "pdl": True},
+    {"page_rows": 0, "causal": True, "has_sink": True, "pdl": False},
+    {"page_rows": 0, "causal": True, "has_sink": True, "pdl": True},
+)
+
+
+@cute.struct
+class SharedStorage:
+    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 32768], 1024]
+    sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 32768], 1024]
+    sV: cute.struct.Align[cute.struct.MemRange[BFloat16, 32768], 1024]
+    row_statistics: cute.struct.Align[cute.struct.MemRange[Float32, 512], 16]
+    q_full: cute.struct.MemRange[Int64, 2]
+    k_full: cute.struct.MemRange[Int64, 2]
+    k_empty: cute.struct.MemRange[Int64, 2]
+    v_full: cute.struct.MemRange[Int64, 2]
+    v_empty: cute.struct.MemRange[Int64, 2]
+    v_cut: cute.struct.MemRange[Int64, 1]
+    s_full: cute.struct.MemRange[Int64, 2]
+    p_full: cute.struct.MemRange[Int64, 2]
+    o_ready: cute.struct.MemRange[Int64, 2]
+    o_final: cute.struct.MemRange[Int64, 2]
+    o_staged: cute.struct.MemRange[Int64, 2]
+    stat_full: cute.struct.MemRange[Int64, 2]
+    stat_empty: cute.struct.MemRange[Int64, 2]
+    tmem_address: cute.struct.Align[cute.struct.MemRange[Int32, 1], 4]
+
+
+@cute.jit
+def cta_work(
+    q: cute.Tensor,
+    k: cute.Tensor,
+    cu_seqlens_q: cute.Tensor,
+    cu_seqlens_k: cute.Tensor | None,
+    seqlens_k: cute.Tensor | None,
+    block_table: cute.Tensor | None,
+    causal: cutlass.Constexpr[bool],
+):
+    """``(sequence, its first query and their number, its first key and their number, query tile, column slice, head,
+    key tiles)`` of this CTA; no queries and no key tiles for one that is too many.
+
+    Every role works it out for itself, after its registers are set: values that live across the roles would be spilled.
+    """
+    work, column_slice = cute.arch.block_idx()[0], Int32(0)
+    sequences, heads = cu_seqlens_q.shape[0] - 1, q.shape[2]
+    sequence, first_unit = sequence_tiles.find(
+        work, Int32(0), Int32(0), cu_seqlens_q, sequences, q.shape[0], heads, CTA_ROWS, False
+    )
+    q_start, queries, k_start, keys = Int32(0), Int32(0), Int32(0), Int32(0)
+    cta_tile, head, tiles = Int32(0), Int32(0), Int32(0)
+    if sequence < sequences:
+        q_start, queries = sequence_tiles.span(cu_seqlens_q, sequence, q.shape[0])
+        k_start, keys = sequence_tiles.span(cu_seqlens_k, sequence, k.shape[0])
+        query_tiles = cute.ceil_div(queries, CTA_ROWS)
+        cta_tile, head, _ = sequence_tiles.query_tile(work, first_unit, query_tiles, False)
+        tiles = key_tile_count(cta_tile * CTA_ROWS, queries, keys, CTA_ROWS, TILE_N, causal)
+    return sequence, q_start, queries, k_start, keys, cta_tile, column_slice, head, tiles
+
+
+@cute.kernel
+def kernel(
+    qk_mma: cute.TiledMma,
+    pv_mma: cute.TiledMma,
+    tma_q: cute.CopyAtom,
+    q: cute.Tensor,
+    tma_k: cute.CopyAtom,
+    k: cute.Tensor,
+    tma_v: cute.CopyAtom,
+    v: cute.Tensor,
+    tma_o: cute.CopyAtom,
+    o_tma: cute.Tensor,
+    o: cute.Tensor,
+    lse: cute.Tensor,
+    cu_seqlens_q: cute.Tensor,
+    cu_seqlens_k: cute.Tensor | None,
+    seqlens_k: cute.Tensor | None,
+    block_table: cute.Tensor | None,
+    sink: cute.Tensor | None,
+    softmax_scale: Float32,
+    q_layout: cute.ComposedLayout,
+    k_layout: cute.ComposedLayout,
+    v_layout: cute.ComposedLayout,
+    p_layout: cute.ComposedLayout,
+    causal: cutlass.Constexpr[bool],
+    has_sink: cutlass.Constexpr[bool],
+    pdl: cutlass.Constexpr[bool],
+):
+    """q, o_tma: TMA coordinate tensors (query, HEAD_DIM, head); k, v: (row, HEAD_DIM, head, page).
+
+    seqlens_k and block_table are None.
+    """
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    thread = cute.arch.thread_idx()[0] % ROW_THREADS
+    lengths = (q, k, cu_seqlens_q, cu_seqlens_k, seqlens_k, block_table, causal)
+    storage = SmemAllocator().allocate(SharedStorage)
+    q_full, s_full, p_full = (
+        storage.q_full.data_ptr(),
+        storage.s_full.data_ptr(),
+        storage.p_full.data_ptr(),
+    )
+    k_full, k_empty = storage.k_full.data_ptr(), storage.k_empty.data_ptr()
+    v_full, v_empty = storage.v_full.data_ptr(), storage.v_empty.data_ptr()
+    o_ready, o_final = storage.o_ready.data_ptr(), storage.o_final.data_ptr()
+    o_staged = storage.o_staged.data_ptr()
+    stat_full, stat_empty = storage.stat_full.data_ptr(), storage.stat_empty.data_ptr()
+    statistics = storage.row_statistics.data_ptr()
+
+    # Barriers and tensor memory, before anybody uses either.
+    if warp == MMA_WARP:
+        with cute.arch.elect_one():
+            init_barriers(q_full, Q_TILES, 1)  # the load's announcement, and its bytes
+            init_barriers(k_full, KV_STAGES, 1)
+            init_barriers(v_full, KV_STAGES, 1)
+            init_barriers(storage.v_cut.data_ptr(), 1, 1)  # the load's own
+            init_barriers(k_empty, KV_STAGES, 1)  # a commit of the MMA warp
+            init_barriers(v_empty, KV_STAGES, 1)
+            init_barriers(s_full, Q_TILES, 1)
+            init_barriers(o_final, Q_TILES, 1)
+            init_barriers(p_full, Q_TILES, ROW_THREADS)  # every row
+            init_barriers(stat_full, Q_TILES, ROW_THREADS)
+            init_barriers(stat_empty, Q_TILES, ROW_THREADS)
+            init_barriers(o_ready, Q_TILES, ROW_THREADS)
+            init_barriers(o_staged, Q_TILES, ROW_THREADS)
+            cute.arch.mbarrier_init_fence()
+    if warp == CORRECTION_WARP:
+        cute.arch.alloc_tmem(TMEM_COLUMNS, storage.tmem_address.data_ptr())
+        cute.arch.relinquish_tmem_alloc_permit()
+    cute.arch.sync_threads()
+    tmem = cute.arch.retrieve_tmem_ptr(Float32, 16, storage.tmem_address.data_ptr())
+
+    sQ = storage.sQ.get_tensor(q_layout.outer, swizzle=q_layout.inner)
+    sK = storage.sK.get_tensor(k_layout.outer, swizzle=k_layout.inner)
+    sV = storage.sV.get_tensor(v_layout.outer, swizzle=v_layout.inner)
+    # With pdl nothing of the launches before this one is read or overwritten before they have ended.
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+
+    # Softmax: thread t of a warpgroup has row t of the warpgroup's query tile.
+    if warp < CORRECTION_WARP:
+        cute.arch.setmaxregister_increase(SOFTMAX_REGISTERS)
+        _, _, queries, _, keys, cta_tile, _, _, tiles = cta_work(*lengths)
+        tile = warp // 4
+        tile_query = cta_tile * CTA_ROWS + tile * TILE_M
+        if tiles > 0:
+            softmax_rows(
+                tmem + column_of(S_COLUMNS, tile),
+                tmem + column_of(P_COLUMNS, tile),
+                TILE_N,
+                s_full + tile,
+                p_full + tile,
+                stat_full + tile,
+                stat_empty + tile,
+                statistics_row(statistics, tile, thread),
+                thread,
+                keys_in_sight(tile_query + thread, queries, keys, causal),
+                unmasked_tile_count(tile_query, queries, keys, TILE_N, causal),
+                tiles,
+                base_2_scale(softmax_scale, STAGE),
+                STAGE,
+            )
+
+    # Correction: thread t has row t of every query tile.
+    elif warp < MMA_WARP:
+        cute.arch.setmaxregister_decrease(CORRECTION_REGISTERS)
+        _, q_start, queries, _, _, cta_tile, column_slice, head, tiles = cta_work(*lengths)
+        sink_logit = None
+        if cutlass.const_expr(has_sink):
+            sink_logit = sink[head]
+        rows = tuple(statistics_row(statistics, tile, thread) for tile in range(Q_TILES))
+        if tiles > 0:
+            correct_outputs(
+                tmem,
+                O_FIRST_COLUMNS,
+                O_COLUMNS,
+                rows,
+                stat_full,
+                stat_empty,
+                o_ready,
+                thread,
+                tiles,
+            )
+        for tile in cutlass.range_constexpr(Q_TILES):
+            staged = storage.sQ.data_ptr() + tile * TILE_M * HEAD_DIM
+            row_lse = Float32(-Float32.inf)
+            if tiles > 0:
+                row_lse = finish_rows(
+                    tmem,
+                    O_FIRST_COLUMNS[tile],
+                    O_COLUMNS,
+                    rows[tile],
+                    stat_full + tile,
+                    o_final + tile,
+                    staged,
+                    o_staged + tile,
+                    thread,
+                    tiles,
+                    sink_logit,
+                    softmax_scale,
+                    STAGE,
+                )
+            else:
+                stage_zeros(O_COLUMNS, staged, thread)
+                publish_staged(o_staged + tile)
+            query = cta_tile * CTA_ROWS + tile * TILE_M + thread
+            if query < queries and column_slice == 0:
+                lse[head, q_start + query] = row_lse
+        cute.arch.barrier(barrier_id=CORRECTION_BARRIER, number_of_threads=ROW_THREADS)
+        if warp == CORRECTION_WARP:
+            cute.arch.dealloc_tmem(tmem, TMEM_COLUMNS)
+
+    else:
+        cute.arch.setmaxregister_decrease(OTHER_REGISTERS)
+        sequence, q_start, queries, k_start, keys, cta_tile, column_slice, head, tiles = cta_work(
+            *lengths
+        )
+
+        # Products. A negative scale is carried by −Q, so that a row's largest logit is its largest S.
+        if warp == MMA_WARP:
+            if tiles > 0:
+                s_layout = qk_mma.make_fragment_C(qk_mma.partition_shape_C((TILE_M, TILE_N))).layout
+                o_fragment = pv_mma.make_fragment_C(
+                    pv_mma.partition_shape_C((TILE_M, PV_N_TILE))
+                ).layout
+                p_fragment = pv_mma.make_fragment_A(cute.make_tensor(tmem, p_layout.outer)).layout
+                qk_mma.set(tcgen05.Field.NEGATE_A, softmax_scale < 0.0)
+                multiply_tiles(
+                    qk_mma,
+                    pv_mma,
+                    qk_mma.make_fragment_A(sQ),
+                    qk_mma.make_fragment_B(sK),
+                    pv_mma.make_fragment_B(sV),
+                    tuple(cute.make_tensor(tmem + column, s_layout) for column in S_COLUMNS),
+                    tuple(
+                        cute.make_tensor(
+                            cute.recast_ptr(tmem + column, dtype=BFloat16), p_fragment
+                        )[None, None, None, 0]
+                        for column in P_COLUMNS
+                    ),
+                    tuple(
+                        tuple(
+                            cute.make_tensor(tmem + column + piece * PV_N_TILE, o_fragment)
+                            for piece in range(PV_PASSES)
+                        )
+                        for column in O_FIRST_COLUMNS
+                    ),
+                    q_full,
+                    k_full,
+                    k_empty,
+                    v_full,
+                    v_empty,
+                    s_full,
+                    p_full,
+                    o_ready,
+                    o_final,
+                    tiles,
+                    KV_STAGES,
+                    True,
+                )
+
+        # Loads.
+        elif warp == LOAD_WARP:
+            if tiles > 0:
+                kv_head = head // (q.shape[2] // k.shape[2])
+                q_slots = row_tiles(storage.sQ, TILE_M, HEAD_DIM, Q_TILES)
+                k_slots = row_tiles(storage.sK, TILE_N, HEAD_DIM, KV_STAGES)
+                v_slots = row_tiles(storage.sV, TILE_N, PV_N_TILE, KV_STAGES)
+                q_rows = cute.domain_offset((q_start, 0), q[None, None, head])
+                q_tiles = cute.local_tile(q_rows, (TILE_M, HEAD_DIM), (None, 0))
+                k_rows = cute.domain_offset((k_start, 0), k[None, None, kv_head, 0])
+                v_rows = cute.domain_offset((k_start, 0), v[None, None, kv_head, 0])
+                k_tiles = cute.local_tile(k_rows, (TILE_N, HEAD_DIM), (None, None))
+                v_tiles = cute.local_tile(v_rows, (TILE_N, PV_N_TILE), (None, None))
+                pages = None
+                _, q_source, q_target = sm90_tma.tile_copy(tma_q, q_slots, q_tiles)
+                load_queries(
+                    tma_q, q_source, q_target, q_full, cta_tile * Q_TILES, Q_TILES, Q_BYTES
+                )
+                load_keys_and_values(
+                    sequence_rows.Source(*sm90_tma.tile_copy(tma_k, k_slots, k_tiles), pages),
+                    k_full,
+                    k_empty,
+                    sequence_rows.Source(*sm90_tma.tile_copy(tma_v, v_slots, v_tiles), pages),
+                    v_full,
+                    v_empty,
+                    storage.v_cut.data_ptr(),
+                    storage.sV.data_ptr().toint(),
+                    thread % 32,
+                    column_slice * PV_PASSES,
+                    PV_PASSES,
+                    tiles,
+                    keys,
+                    KV_STAGES,
+                    TILE_N,
+                    HEAD_DIM,
+                    PV_N_TILE,
+                )
+            if cutlass.const_expr(pdl):
+                cute.arch.griddepcontrol_launch_dependents()
+
+        # Stores. O is staged on the bytes of Q, which no product reads any more by then.
+        elif warp == STORE_WARP:
+            first_query = q_start + cta_tile * CTA_ROWS
+            o_rows = cute.domain_offset((q_start, 0), o_tma[None, None, head])
+            o_first = cute.domain_offset(
+                (first_query, column_slice * O_COLUMNS), o[None, head, None]
+            )
+            o_tiles = cute.local_tile(o_rows, (TILE_M, O_COLUMNS), (None, None))
+            staged = staged_tiles(storage.sQ)
+            store_outputs(
+                sm90_tma.tile_copy(tma_o, staged, o_tiles),
+                o_staged,
+                storage.sQ.data_ptr().toint(),
+                TILE_M * HEAD_DIM * 2,
+                o_first.iterator.toint(),
+                Int64(o.stride[0]) * 2,
+                queries - cta_tile * CTA_ROWS,
+                cta_tile * Q_TILES,
+                column_slice,
+                thread % 32,
+                Q_TILES,
+                TILE_M,
+                O_COLUMNS,
+            )
+
+
+def row_tiles(memory, rows: int, columns: int, slots: int) -> cute.Tensor:
+    """A ring of shared memory as ``(rows, columns, slot)``: what the products read, as the copies see it."""
+    layout = sm90_wgmma.k_major_smem_layout(rows, columns, slots)
+    return memory.get_tensor(layout.outer, swizzle=layout.inner)
+
+
+def staged_tiles(memory) -> cute.Tensor:
+    """Tiles of O, ``(TILE_M, O_COLUMNS, query tile)``, each at the beginning of its tile of Q."""
+    tile = sm90_wgmma.k_major_smem_layout(TILE_M, O_COLUMNS, 1)
+    outer = cute.append(
+        cute.slice_(tile.outer, (None, None, 0)),
+        cute.make_layout(Q_TILES, stride=TILE_M * HEAD_DIM),
+    )
+    return memory.get_tensor(outer, swizzle=tile.inner)
+
+
+@cute.jit
+def launch(
+    q: cute.Tensor,
+    k: cute.Tensor,
+    v: cute.Tensor,
+    cu_seqlens_q: cute.Tensor,
+    cu_seqlens_k: cute.Tensor | None,
+    seqlens_k: cute.Tensor | None,
+    block_table: cute.Tensor | None,
+    sink: cute.Tensor | None,
+    o: cute.Tensor,
+    lse: cute.Tensor,
+    softmax_scale: Float32,
+    causal: cutlass.Constexpr[bool],
+    has_sink: cutlass.Constexpr[bool],
+    pdl: cutlass.Constexpr[bool],
+    stream,
+):
+    """q, o [TQ, Hq, D], k, v [P, T, Hkv, D] bf16; lse [Hq, TQ] f32, natural log."""
+    k_major, mn_major = nvgpu.OperandMajorMode.K, nvgpu.OperandMajorMode.MN
+    one_cta = tcgen05.CtaGroup.ONE
+    qk_mma = sm100.make_trivial_tiled_mma(
+        BFloat16, BFloat16, k_major, k_major, Float32, one_cta, (TILE_M, TILE_N)
+    )
+    pv_mma = sm100.make_trivial_tiled_mma(
+        BFloat16,
+        BFloat16,
+        k_major,
+        mn_major,
+        Float32,
+        one_cta,
+        (TILE_M, PV_N_TILE),
+        tcgen05.OperandSource.TMEM,
+    )
+    qk_tile, pv_tile = (TILE_M, TILE_N, HEAD_DIM), (TILE_M, PV_N_TILE, TILE_N)
+    q_layout = sm100.make_smem_layout_a(qk_mma, qk_tile, BFloat16, Q_TILES)
+    k_layout = sm100.make_smem_layout_b(qk_mma, qk_tile, BFloat16, KV_STAGES)
+    v_layout = sm100.make_smem_layout_b(pv_mma, pv_tile, BFloat16, KV_STAGES)
+    p_layout = sm100.make_smem_layout_a(pv_mma, pv_tile, BFloat16, 1)
+
+    load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
+    tma_q, q_tma = sequence_rows.rows_atom(load, q, TILE_M, HEAD_DIM)
+    tma_o, o_tma = sequence_rows.rows_atom(store, o, TILE_M, O_COLUMNS)
+    tma_k, k_tma = sm90_tma.load_atom(k, TILE_N, HEAD_DIM)
+    tma_v, v_tma = sm90_tma.load_atom(v, TILE_N, PV_N_TILE)
+
+    # At most so many query tiles: each sequence has one that is cut short.
+    tiles = cute.ceil_div(q.shape[0], CTA_ROWS) + cu_seqlens_q.shape[0] - 1
+    ctas = tiles * q.shape[1] * COLUMN_SPLIT
+    if ctas > 0:
+        kernel(
+            qk_mma,
+            pv_mma,
+            tma_q,
+            q_tma,
+            tma_k,
+            k_tma,
+            tma_v,
+            v_tma,
+            tma_o,
+            o_tma,
+            o,
+            lse,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            seqlens_k,
+            block_table,
+            sink,
+            softmax_scale,
+            q_layout,
+            k_layout,
+            v_layout,
+            p_layout,
+            causal,
+            has_sink,
+            pdl,
+        ).launch(
+            grid=(ctas, 1, 1),
+            block=(THREADS, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,  # tells ptxas the registers at launch, without which it ignores setmaxnreg
+        )
+
+
+def arguments(variant: dict) -> tuple:
+    """Fake arguments of ``launch`` for one of VARIANTS: free outer strides, multiples of 8 elements."""
+    starts, queries, pages, page, heads, kv_heads = [cute.sym_int() for _ in range(6)]
+
+    def strides(count):
+        return [cute.sym_int64(divisibility=8) for _ in range(count)]
+
+    def queries_of_heads():
+        return make_fake_tensor(
+            BFloat16, (queries, heads, HEAD_DIM), (*strides(2), 1), assumed_align=16
+        )
+
+    def keys_of_heads():
+        return make_fake_tensor(
+            BFloat16, (pages, page, kv_heads, HEAD_DIM), (*strides(3), 1), assumed_align=16
+        )
+
+    def integers(length):
+        return make_fake_tensor(Int32, (length,), (1,), assumed_align=4)
+
+    sink = (
+        make_fake_tensor(Float32, (heads,), (1,), assumed_align=4) if variant["has_sink"] else None
+    )
+    return (
+        queries_of_heads(),
+        keys_of_heads(),
+        keys_of_heads(),
+        integers(starts),
+        integers(starts),
+        None,
+        None,
+        sink,
+        queries_of_heads(),
+        make_fake_tensor(Float32, (heads, queries), (cute.sym_int64(), 1), assumed_align=4),
+        Float32(1.0),
+        variant["causal"],
+        variant["has_sink"],
+        variant["pdl"],
+        make_fake_stream(use_tvm_ffi_env_stream=True),
+    )

@@ -1,0 +1,163 @@
+"""Eight warps that gather a tile of 64 keys, eight keys each, and know their rows four tiles at a time.
+
+Lane i of a warp stands for key i mod 8 of tile i/8 of a group of four tiles, so that row numbers, addresses and scales
+of a group are worked out by all lanes at once. Rows of a packed pool go by bulk copies to raw slots of four rows in
+shared memory, of which each warp has a ring: a slot is asked for again as soon as it was read, so a warp waits for
+nobody but the copy engine. See ``kv_rows`` for the keys of a query, and for four warps with 16 keys each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Int32, Int64, Uint32
+
+from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
+from dsv4.generator.device.bulk_rows import copy_row
+from dsv4.generator.device.kv_dequant import TILE_BYTES
+from dsv4.generator.device.kv_dequant_four import ROWS, SLOT_BYTES, dequantise_four
+from dsv4.generator.device.page_rows import KV_BODY_BYTES
+
+WARPS = 8
+WARP_KEYS = kv_rows.TILE_KEYS // WARPS
+GROUP_TILES = 32 // WARP_KEYS
+TILE_SLOTS = WARP_KEYS // ROWS  # raw slots that a warp's keys of a tile take
+GROUP_SLOTS = GROUP_TILES * TILE_SLOTS
+
+
+class Group(NamedTuple):
+    """What a lane knows of its key of a group: the address of its row's ``body``, whether it ``is_key``, its scales."""
+
+    body: Int64
+    is_key: Boolean
+    low: Uint32
+    high: Uint32
+
+
+@cute.jit
+def load_rows(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, warp: Int32, lane: Int32) -> Int32:
+    """The flat row of this lane's key of the group that begins at ``tile``, −1 where it has none."""
+    own_tile = tile + lane // WARP_KEYS
+    row = Int32(-1)
+    if own_tile < last_tile:
+        key = (warp & 1) * WARP_KEYS + lane % WARP_KEYS  # of the 16 that are one warp's elsewhere
+        row = kv_rows.load_row(segments, own_tile, warp >> 1, key)
+    return row
+
+
+@cute.jit
+def locate(segments: cutlass.Constexpr, tile: Int32, row: Int32, lane: Int32) -> Group:
+    """The group that begins at ``tile``, whose rows are loaded: addresses, and the scales on their way."""
+    body, tail = kv_rows.address_of(segments, tile + lane // WARP_KEYS, row)
+    low, high = kv_rows.load_scales(tail, row >= 0)
+    return Group(body, row >= 0, low, high)
+
+
+@cute.jit
+def ask_for_rows(number: Int32, body: Int64, is_key: Boolean, raw: Int32, full, lane: Int32) -> None:
+    """Start the copies of the rows of lanes 4·number … + 3 that are keys, to the slot at ``raw``; ``full`` counts them.
+
+    All lanes of the warp call, after all of them have read what was in the slot.
+    """
+    is_ours = is_key and lane // ROWS == number
+    count = cute.arch.popc(cute.arch.vote_ballot_sync(is_ours))
+    with cute.arch.elect_one():
+        cute.arch.mbarrier_arrive_and_expect_tx(full, count * KV_BODY_BYTES)
+    cute.arch.sync_warp()
+    if is_ours:
+        copy_row(raw + lane % ROWS * KV_BODY_BYTES, body, KV_BODY_BYTES, full.toint())
+
+
+@cute.jit
+def feed(
+    segments: cutlass.Constexpr,
+    first_tile: Int32,
+    last_tile: Int32,
+    raw: cute.Pointer,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    warp: Int32,
+    lane: Int32,
+    slots: cutlass.Constexpr[int],
+    raw_slots: cutlass.Constexpr[int],
+):
+    """Gathering warp ``warp`` (0 … 7): its keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
+
+    ``raw`` points to the warp's ``raw_slots`` (2 … 8) slots of ``SLOT_BYTES``, ``barriers.raw_full`` to the mbarriers
+    of all warps' slots. A group's row numbers are loaded two groups ahead, its scales one group ahead.
+    """
+    assert 2 <= raw_slots <= GROUP_SLOTS
+    keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
+    full = barriers.raw_full + warp * raw_slots
+    own = locate(segments, first_tile, load_rows(segments, first_tile, last_tile, warp, lane), lane)
+    body, is_key, low, high = own.body, own.is_key, own.low, own.high
+    next_row = load_rows(segments, first_tile + GROUP_TILES, last_tile, warp, lane)
+    for number in cutlass.range_constexpr(raw_slots):
+        if first_tile + number // TILE_SLOTS < last_tile:
+            ask_for_rows(number, body, is_key, raw_address + number * SLOT_BYTES, full + number, lane)
+    slot, phase, raw_slot, raw_phase = Int32(0), Int32(0), Int32(0), Int32(0)
+    for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
+        further = locate(segments, group_tile + GROUP_TILES, next_row, lane)
+        row_after = load_rows(segments, group_tile + 2 * GROUP_TILES, last_tile, warp, lane)
+        keys = Uint32(cute.arch.vote_ballot_sync(is_key))
+        for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
+            cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+            tile_address = keys_address + slot * TILE_BYTES
+            for part in cutlass.range_constexpr(TILE_SLOTS):
+                number = tile * TILE_SLOTS + part
+                own_raw = raw_address + raw_slot * SLOT_BYTES
+                cute.arch.mbarrier_wait(full + raw_slot, raw_phase)
+                row = warp * WARP_KEYS + part * ROWS
+                dequantise_four(own_raw, tile_address, row, number * ROWS, keys, low, high, lane)
+                cute.arch.sync_warp()
+                ahead = number + raw_slots
+                if group_tile + ahead // TILE_SLOTS < last_tile:
+                    ahead_body, ahead_is_key = body, is_key
+                    if ahead >= GROUP_SLOTS:
+                        ahead_body, ahead_is_key = further.body, further.is_key
+                    ask_for_rows(ahead % GROUP_SLOTS, ahead_body, ahead_is_key, own_raw, full + raw_slot, lane)
+                raw_slot, raw_phase = sm90_ring.next_position(raw_slot, raw_phase, raw_slots)
+            _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
+            slot, phase = sm90_ring.next_position(slot, phase, slots)
+        body, is_key, low, high, next_row = further.body, further.is_key, further.low, further.high, row_after
+
+
+@cute.jit
+def feed_plain(
+    segments: cutlass.Constexpr,
+    first_tile: Int32,
+    last_tile: Int32,
+    ring: cutlass.Constexpr,
+    barriers: cutlass.Constexpr,
+    warp: Int32,
+    lane: Int32,
+    slots: cutlass.Constexpr[int],
+):
+    """``feed`` for rows of bf16, which need no raw slots: a tile is on its way while those before are worked on."""
+    keys_address = ring.keys.iterator.toint()
+    slot, phase = Int32(0), Int32(0)
+    row = load_rows(segments, first_tile, last_tile, warp, lane)
+    for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
+        next_row = load_rows(segments, group_tile + GROUP_TILES, last_tile, warp, lane)
+        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+        for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
+            own_row = cute.arch.shuffle_sync(row, tile * WARP_KEYS + lane % WARP_KEYS)
+            address = kv_plain.row_address(segments, group_tile + tile, own_row)
+            cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+            kv_plain.gather_rows(address, own_row, keys_address + slot * TILE_BYTES, warp, lane, warp_keys=WARP_KEYS)
+            cute.arch.cp_async_wait_group(0)
+            _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
+            slot, phase = sm90_ring.next_position(slot, phase, slots)
+        row = next_row
+
+
+@cute.jit
+def _pass_on(keys: Uint32, ring: cutlass.Constexpr, barriers: cutlass.Constexpr, slot: Int32, warp: Int32, lane: Int32):
+    """The warp's rows of a slot, and the bits of those that count, to the warpgroup of the scores."""
+    if lane == 0:
+        ring.is_key[warp, slot] = keys & Uint32((1 << WARP_KEYS) - 1)
+    cute.arch.fence_view_async_shared()
+    cute.arch.sync_warp()
+    sm90_ring.release(barriers.keys_full, slot)

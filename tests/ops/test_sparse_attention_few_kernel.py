@@ -1,0 +1,136 @@
+"""sparse_attention_decode for Hopper with keys as rows of the products, for 32 heads and fewer: PTX and values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv4.generator.build import BuildResult
+from dsv4.generator.kernel import KernelPlan
+from dsv4.generator.spec import Refused, plan
+from dsv4.generator.verify import cases
+from dsv4.generator.verify.case import Case
+from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.runtime.artifact import Scalar
+from dsv4.runtime.cache import Artifact
+from tests.ops import builds as builds
+
+OP, ARCH = "sparse_attention_decode", "sm_90a"
+ALL: dict[str, Scalar] = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
+PLAIN: dict[str, Scalar] = {"cache": "plain", "extra": "rows", "has_length0": True, "has_sink": True, "has_max": True}
+# heads, flags, configuration
+CONFIGURATIONS: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
+    "five heads, two splits": (5, ALL, {"splits": 2}),
+    "rows of bf16": (24, PLAIN, {"splits": 1}),
+}
+SWEEP: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
+    **{
+        f"{heads} heads, {splits} splits": (heads, ALL, {"splits": splits})
+        for heads in (8, 16, 32)
+        for splits in (0, 1, 8)
+    },
+    "window only": (8, {"has_max": True}, {"splits": 1, "raw_slots": 2}),
+    "twelve heads, pages of a request": (12, {"extra": "pages", "has_length0": True, "has_sink": True}, {"splits": 4}),
+    "twenty-four heads": (24, {**ALL, "pdl": True}, {"splits": 2}),
+    "rows of bf16, 32 heads": (32, PLAIN, {"splits": 4}),
+    "rows of bf16, window only": (16, {"cache": "plain", "has_sink": True}, {}),
+}
+SHORT_CASES = (0, 2, 3, 5, 6, 9, 10)
+"""One key; several tiles; holes; every length; draft tokens with gaps; empty tiles first; a NaN."""
+EVERY_LENGTH = 5
+
+
+def plan_of(heads: int, flags: dict[str, Scalar], config: dict[str, Scalar]) -> KernelPlan:
+    return plan(OP, ARCH, dims={"H": heads}, variant=dict(flags), config=dict(config))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BuildResult]:
+    plans = [plan_of(*wanted) for wanted in CONFIGURATIONS.values()]
+    return dict(zip(CONFIGURATIONS, builds.build_all(plans, tmp_path_factory.mktemp(OP)), strict=True))
+
+
+def test_few_heads_are_columns_unless_asked_otherwise() -> None:
+    assert [plan(OP, ARCH, dims={"H": heads}).config["operand_order"] for heads in (1, 32, 33, 64)] == [
+        *("keys_as_rows", "keys_as_rows"),
+        *("heads_as_rows", "heads_as_rows"),
+    ]
+    assert plan(OP, ARCH, dims={"H": 8}, config={"operand_order": "heads_as_rows"}).budget.roles["value"].warps == 8
+    with pytest.raises(Refused, match="shared memory asked for"):
+        plan(OP, ARCH, dims={"H": 32}, config={"raw_slots": 4})
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_it_compiles_to_what_was_predicted(built: dict[str, BuildResult], name: str) -> None:
+    heads, flags, config = CONFIGURATIONS[name]
+    compiled_as_predicted(built[name], heads, flags, config)
+
+
+def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scalar], config: dict[str, Scalar]) -> None:
+    """No padding to 64 heads, each product issued once, and the resources that the plan said."""
+    builds.takes_what_was_predicted(result)
+    (launch,) = builds.manifest(result).launches
+    assert launch.block == (512, 1, 1) and launch.cluster == (config.get("splits") or 1, 1, 1)
+    text = builds.ptx(result)
+    found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
+    assert found == [str((heads + 7) // 8 * 8)] * (512 // 16 + 8 * 64 // 16)
+    packed = flags.get("cache", "kv_fp8") == "kv_fp8"
+    assert ("cp.async.bulk.shared::cluster.global" in text) == packed
+    assert text.count("cp.async.cg.shared.global") == (0 if packed else 16)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> None:
+    assert builds.findings(built[name], SHORT_CASES) == []
+
+
+def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
+    alone_and_again(built["five heads, two splits"])
+
+
+def alone_and_again(result: BuildResult) -> None:
+    """The same bits under two schedules, and those of some requests without the others."""
+    artifact = Artifact.read(builds.folder(result))
+    made = artifact.manifest
+    case = cases(OP, made.dims, made.variant, config=made.config)[EVERY_LENGTH]
+    whole = launched(artifact, case, slice(None), "late")
+    for got, again in zip(whole, launched(artifact, case, slice(None), "early"), strict=True):
+        assert torch.equal(got.view(torch.int16), again.view(torch.int16))
+    for request in (3, 13):
+        alone = launched(artifact, case, slice(request, request + 1), "mixed:1")
+        for got, one in zip(whole, alone, strict=True):
+            assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
+
+
+def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse of some requests of a case."""
+    kernel = EmulatedKernel(artifact)
+    kernel.schedule = schedule
+    values = dict(case.inputs)
+    for name in ("q", "index0", "index1", "length0", "length1"):
+        value = values[name]
+        values[name] = value[requests].clone() if isinstance(value, torch.Tensor) else value
+    q = values["q"]
+    assert isinstance(q, torch.Tensor)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
+    values.update(max_logits=None, out=out, lse=lse)
+    kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
+    assert kernel.report is not None and kernel.report.ok
+    return out, lse
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", SWEEP)
+def test_every_case_under_three_schedules(name: str, tmp_path: Path) -> None:
+    heads, flags, config = SWEEP[name]
+    (result,) = builds.build_all([plan_of(heads, flags, config)], tmp_path)
+    compiled_as_predicted(result, heads, flags, config)
+    made = builds.manifest(result)
+    count = len(cases(OP, made.dims, made.variant, config=made.config))
+    for schedule in ("mixed:0", "late", "early"):
+        assert builds.findings(result, range(count), schedule) == []
+    if flags is ALL and config["splits"]:
+        alone_and_again(result)

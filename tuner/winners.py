@@ -1,0 +1,152 @@
+"""The end of a sweep: for each bucket the configuration that serves it, measured again in turn with the default.
+
+Each bucket has the fastest one found for it; or, where a loss is allowed, all of them together get by with the fewest
+configurations (``cover``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dsv4.generator.kernel import KernelPlan
+from dsv4.generator.resources import Refused
+from dsv4.runtime.cache import Artifact, KernelCache
+from dsv4.runtime.tuned import Bucket
+from dsv4.tuner import decide
+from dsv4.tuner.bench import Bench, Measured
+from dsv4.tuner.choose import Verdict, finalist
+from dsv4.tuner.cost.entry import subject
+from dsv4.tuner.cover import cover
+from dsv4.tuner.protocol import Sizes, geometric_mean
+from dsv4.tuner.question import Settings
+from dsv4.tuner.space import Space
+from dsv4.tuner.tried import Tried
+
+
+@dataclass
+class Winner:
+    """What serves one bucket: ``best`` against ``default`` at the bucket's shapes. ``speedup`` is default / best by the
+    geometric mean over them, measured in turn; ``entry`` is the name of what was kept."""
+
+    bucket: Bucket
+    sizes: list[Sizes]
+    default: dict[str, Any]
+    best: dict[str, Any]
+    chosen: bool = False
+    why: str = "the default is the fastest that was found"
+    speedup: float = 1.0
+    compared: list[dict[str, Any]] = field(default_factory=list)
+    entry: str | None = None
+
+
+def at(tried: Tried, places: Sequence[int]) -> Tried:
+    """``tried`` as it stands at the shapes in ``places`` alone: their timings, and the geometric mean of these."""
+    timings = tried.detail.get("timings", [])
+    if tried.score_us is None or len(places) == len(timings):
+        return tried
+    here = [timings[place] for place in places]
+    score_us = geometric_mean([timing["median_us"] for timing in here])
+    return replace(tried, score_us=score_us, detail={**tried.detail, "timings": here})
+
+
+def best_of(
+    groups: Sequence[Sequence[int]], tried: Sequence[Tried], default: Tried, loss: float | None
+) -> list[Tried | None]:
+    """The configuration for each group of shapes; None for the default. ``loss`` is the share of the best's time by
+    which the fewest configurations (the default is one of them) may be slower than the best of a group."""
+    passed = [each for each in tried if each.score_us is not None and not each.is_slow and each.key != default.key]
+    every = [default, *passed]
+    found: list[Tried | None] = []
+    if loss is None or len(groups) == 1:
+        for places in groups:
+            here = {each.key: at(each, places) for each in every}
+            best = finalist(list(here.values()), default.config)
+            if best is None or (best.score_us or 0.0) >= (here[default.key].score_us or 0.0):
+                best = None
+            found.append(best)
+    else:
+        scores = {each.key: [at(each, places).score_us or 0.0 for places in groups] for each in every}
+        by_key = {each.key: each for each in every}
+        found = [
+            None if key == default.key else at(by_key[key], places)
+            for key, places in zip(cover(scores, loss).serves, groups, strict=True)
+        ]
+    return found
+
+
+def decide_all(
+    bench: Bench,
+    space: Space,
+    settings: Settings,
+    baseline: Measured,
+    cache: KernelCache,
+    *,
+    groups: Sequence[Sequence[int]],
+    tried: Sequence[Tried],
+    refused: dict[str, int],
+    study: str,
+) -> list[Winner]:
+    """Measure what won each bucket again, in turn with the default and at the bucket's shapes; keep what still wins.
+
+    Nothing is kept of times that are made up.
+    """
+    default = baseline.tried()
+    chosen = best_of(groups, tried, default, settings.loss)
+    made = []
+    for bucket, places, best in zip(settings.served, groups, chosen, strict=True):
+        sizes = [settings.sizes[place] for place in places]
+        mine = decide.as_default(baseline, places)
+        served = {name: mine[name] for name in ("config", "key", "us")}
+        if best is not None:
+            served = {"config": best.config, "key": best.detail["artifact"], "us": best.score_us}
+        winner = Winner(bucket, sizes, mine, served)
+        artifact = None
+        if best is not None:
+            artifact = _settle(winner, best, replace(bench, sizes=tuple(sizes)), space, settings, baseline.plan)
+        elif settings.loss is not None and len(groups) > 1:
+            winner.why = f"the default is within {100 * settings.loss:g} % of the best there, or is it"
+        if artifact is not None and best is not None:
+            entry = decide.entry(
+                Artifact.read(artifact).manifest,
+                device=settings.device,
+                bucket=bucket,
+                policy=settings.policy,
+                winner=best,
+                default=mine,
+                verdict=Verdict(True, winner.why, winner.speedup, winner.compared),
+                tried=tried,
+                refused=refused,
+                study=study,
+            )
+            cache.refresh()
+            winner.chosen, winner.entry = True, cache.keep(entry).name
+            winner.best["key"] = artifact.name
+        elif not settings.is_fake:  # the default was measured to be the fastest: a prediction of another serves no more
+            cache.refresh()
+            cache.drop_predicted(subject(baseline.plan, bucket, settings.device.sms))
+        made.append(winner)
+    return made
+
+
+def _settle(
+    winner: Winner,
+    best: Tried,
+    bench: Bench,
+    space: Space,
+    settings: Settings,
+    default: KernelPlan,
+) -> Path | None:
+    """Fill in how ``winner`` compares; its artifact if it is to be kept."""
+    plan = space.plan(best.config)
+    assert not isinstance(plan, Refused)
+    verdict, artifact = decide.compare(bench, default, plan, settings.compare_rounds)
+    winner.compared, winner.speedup, winner.why = verdict.compared, verdict.speedup, verdict.why
+    if not verdict.wins or artifact is None:
+        return None
+    if settings.is_fake:
+        winner.why = f"{verdict.why}; the times are made up, so nothing is kept"
+        return None
+    return artifact
