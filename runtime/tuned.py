@@ -67,6 +67,22 @@ class Question(_Strict):
     toolchain: dict[str, str]
     policy: Policy
 
+    @classmethod
+    def about(cls, manifest: Manifest, bucket: Bucket, device: Device, policy: Policy) -> Question:
+        """What an entry for the kernel of ``manifest`` answers."""
+        return cls(
+            op=manifest.op,
+            arch=manifest.arch,
+            spec_sha256=manifest.spec_sha256,
+            dims=manifest.dims,
+            variant=manifest.variant,
+            bucket=bucket,
+            numeric_class=manifest.numeric_class,
+            device=device,
+            toolchain=manifest.toolchain,
+            policy=policy,
+        )
+
     @property
     def subject(self) -> dict[str, Any]:
         """What is answered, without what the answer depends on besides: the kernels' sizes and flags, and the SMs."""

@@ -52,18 +52,7 @@ def entry(
     study: str,
 ) -> Entry:
     """What the cache keeps of a winner."""
-    question = Question(
-        op=manifest.op,
-        arch=manifest.arch,
-        spec_sha256=manifest.spec_sha256,
-        dims=manifest.dims,
-        variant=manifest.variant,
-        bucket=bucket,
-        numeric_class=manifest.numeric_class,
-        device=device,
-        toolchain=manifest.toolchain,
-        policy=policy,
-    )
+    question = Question.about(manifest, bucket, device, policy)
     failed = Counter(each.failure for each in tried if each.failure)
     proof = {
         "study": study,

@@ -92,7 +92,7 @@ def fmha_varlen_kernel(
     sequences, all_queries, heads = cu_seqlens_q.shape[0] - 1, q.shape[0], q.shape[2]
     heads_per_kv = heads // cutlass.max(k.shape[2], 1)
     paired = sequence_tiles.are_paired(all_queries, heads, ctas, TILE_M, causal)
-    work = sequence_tiles.first_work(cta, paired)
+    work = attention_tiles.first_work(cta, paired)
 
     # Shared memory: Q (later O, in the same place), the K and V rings, their mbarriers.
     smem = SmemAllocator()

@@ -46,15 +46,6 @@ def _units(tiles: Int32, heads: Int32, paired):
 
 
 @cute.jit
-def first_work(cta: Int32, paired):
-    """The first work item of a CTA; ``next_work`` gives the others."""
-    work = cta
-    if paired:
-        work = 2 * cta
-    return work
-
-
-@cute.jit
 def find(
     work: Int32,
     sequence: Int32,

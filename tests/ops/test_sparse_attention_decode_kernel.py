@@ -14,10 +14,9 @@ import torch
 from dsv4.generator.build import BuildResult, probe
 from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases, judge
-from dsv4.generator.verify.case import Case
-from dsv4.generator.verify.emulator import EmulatedKernel
 from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
+from tests.ops.sparse_attention_runs import alone_and_again
 
 OP, ARCH = "sparse_attention_decode", "sm_90a"
 ALL = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
@@ -75,34 +74,7 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
 
 @pytest.mark.parametrize("name", ["alone", "eight splits"])
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult], name: str) -> None:
-    artifact = Artifact.read(builds.folder(built[name]))
-    case = cases(OP, {"H": CONFIGURATIONS[name][0]}, artifact.manifest.variant)[5]
-    whole = launched(artifact, case, slice(None), "late")
-    for got, again in zip(whole, launched(artifact, case, slice(None), "early"), strict=True):
-        assert torch.equal(got.view(torch.int16), again.view(torch.int16))
-    for request in (3, 7, 13):
-        alone = launched(artifact, case, slice(request, request + 1), "mixed:1")
-        for got, one in zip(whole, alone, strict=True):
-            assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
-
-
-def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of some requests of a case."""
-    kernel = EmulatedKernel(artifact)
-    kernel.schedule = schedule
-    values = dict(case.inputs)
-    for name in ("q", "index0", "index1", "length0", "length1"):
-        value = values[name]
-        values[name] = value[requests].clone() if isinstance(value, torch.Tensor) else value
-    q = values["q"]
-    assert isinstance(q, torch.Tensor)
-    values["max_logits"] = None
-    values["out"], values["lse"] = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
-    kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
-    assert kernel.report is not None and kernel.report.ok
-    out, lse = values["out"], values["lse"]
-    assert isinstance(out, torch.Tensor) and isinstance(lse, torch.Tensor)
-    return out, lse
+    alone_and_again(built[name], (3, 7, 13))
 
 
 @pytest.mark.parametrize(

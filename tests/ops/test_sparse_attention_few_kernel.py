@@ -6,17 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from dsv4.generator.build import BuildResult
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases
-from dsv4.generator.verify.case import Case
-from dsv4.generator.verify.emulator import EmulatedKernel
 from dsv4.runtime.artifact import Scalar
-from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
+from tests.ops.sparse_attention_runs import alone_and_again
 
 OP, ARCH = "sparse_attention_decode", "sm_90a"
 ALL: dict[str, Scalar] = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
@@ -40,7 +37,6 @@ SWEEP: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
 }
 SHORT_CASES = (0, 2, 3, 5, 6, 9, 10)
 """One key; several tiles; holes; every length; draft tokens with gaps; empty tiles first; a NaN."""
-EVERY_LENGTH = 5
 
 
 def plan_of(heads: int, flags: dict[str, Scalar], config: dict[str, Scalar]) -> KernelPlan:
@@ -88,38 +84,7 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
 
 
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
-    alone_and_again(built["five heads, two splits"])
-
-
-def alone_and_again(result: BuildResult) -> None:
-    """The same bits under two schedules, and those of some requests without the others."""
-    artifact = Artifact.read(builds.folder(result))
-    made = artifact.manifest
-    case = cases(OP, made.dims, made.variant, config=made.config)[EVERY_LENGTH]
-    whole = launched(artifact, case, slice(None), "late")
-    for got, again in zip(whole, launched(artifact, case, slice(None), "early"), strict=True):
-        assert torch.equal(got.view(torch.int16), again.view(torch.int16))
-    for request in (3, 13):
-        alone = launched(artifact, case, slice(request, request + 1), "mixed:1")
-        for got, one in zip(whole, alone, strict=True):
-            assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
-
-
-def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of some requests of a case."""
-    kernel = EmulatedKernel(artifact)
-    kernel.schedule = schedule
-    values = dict(case.inputs)
-    for name in ("q", "index0", "index1", "length0", "length1"):
-        value = values[name]
-        values[name] = value[requests].clone() if isinstance(value, torch.Tensor) else value
-    q = values["q"]
-    assert isinstance(q, torch.Tensor)
-    out, lse = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
-    values.update(max_logits=None, out=out, lse=lse)
-    kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
-    assert kernel.report is not None and kernel.report.ok
-    return out, lse
+    alone_and_again(built["five heads, two splits"], (3, 13))
 
 
 @pytest.mark.sweep
@@ -133,4 +98,4 @@ def test_every_case_under_three_schedules(name: str, tmp_path: Path) -> None:
     for schedule in ("mixed:0", "late", "early"):
         assert builds.findings(result, range(count), schedule) == []
     if flags is ALL and config["splits"]:
-        alone_and_again(result)
+        alone_and_again(result, (3, 13))

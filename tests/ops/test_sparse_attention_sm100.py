@@ -6,18 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from dsv4.generator.build import BuildResult
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.ptx_checks import check_ptx
 from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases
-from dsv4.generator.verify.case import Case
-from dsv4.generator.verify.emulator import EmulatedKernel
 from dsv4.runtime.artifact import Scalar
-from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
+from tests.ops.sparse_attention_runs import alone_and_again
 
 OP, ARCH = "sparse_attention_decode", "sm_100a"
 ALL: dict[str, Scalar] = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
@@ -38,7 +35,6 @@ SWEEP: dict[str, Wanted] = {
 }  # fmt: skip
 SHORT_CASES = (0, 3, 6, 10)
 """One key; holes; draft tokens with gaps and lengths; a NaN."""
-EVERY_LENGTH = 5
 
 
 def plan_of(heads: int, flags: dict[str, Scalar], config: dict[str, Scalar]) -> KernelPlan:
@@ -90,37 +86,6 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
 
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
     alone_and_again(built["80 heads, two splits"], (3,))
-
-
-def alone_and_again(result: BuildResult, alone: tuple[int, ...]) -> None:
-    """The same bits under two schedules, and those of the requests ``alone`` without the others."""
-    artifact = Artifact.read(builds.folder(result))
-    made = artifact.manifest
-    case = cases(OP, made.dims, made.variant, config=made.config)[EVERY_LENGTH]
-    whole = launched(artifact, case, slice(None), "late")
-    for got, again in zip(whole, launched(artifact, case, slice(None), "early"), strict=True):
-        assert torch.equal(got.view(torch.int16), again.view(torch.int16))
-    for request in alone:
-        found = launched(artifact, case, slice(request, request + 1), "mixed:1")
-        for got, one in zip(whole, found, strict=True):
-            assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
-
-
-def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of some requests of a case."""
-    kernel = EmulatedKernel(artifact)
-    kernel.schedule = schedule
-    values = dict(case.inputs)
-    for name in ("q", "index0", "index1", "length0", "length1"):
-        value = values[name]
-        values[name] = value[requests].clone() if isinstance(value, torch.Tensor) else value
-    q = values["q"]
-    assert isinstance(q, torch.Tensor)
-    out, lse = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
-    values.update(max_logits=None, out=out, lse=lse)
-    kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
-    assert kernel.report is not None and kernel.report.ok
-    return out, lse
 
 
 @pytest.mark.sweep

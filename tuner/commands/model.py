@@ -38,12 +38,8 @@ def tune_whole_model(
     chunk: Chunk = 2048,
     budget: Annotated[str, typer.Option("--budget", help="Time of this run, for all kernels (30m, 8h).")] = "2h",
     each: Annotated[int, typer.Option("--each", min=1, help="Configurations of each kernel's study.")] = 60,
-    patience: Annotated[
-        int | None, typer.Option("--patience", help="End a study after so many configurations without a better one.")
-    ] = None,
-    loss: Annotated[
-        float | None, typer.Option("--loss", min=0.0, help="Few kernels: percent over the best of a bucket.")
-    ] = None,
+    patience: options.Patience = None,
+    loss: options.Loss = None,
     plan: Annotated[
         bool, typer.Option("--plan", "--dry-run", help="Print what would be tuned, in its order; measure nothing.")
     ] = False,
@@ -53,13 +49,9 @@ def tune_whole_model(
     storage: options.Storage = None,
     jobs: options.Jobs = 0,
     seed: options.Seed = 0,
-    limit_s: Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")] = 60.0,
-    prebuilt: Annotated[
-        bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")
-    ] = False,
-    measure: Annotated[
-        str, typer.Option("--measure", help="gpu, or fake: made-up times, to try the tuner; nothing is kept.")
-    ] = "gpu",
+    limit_s: options.LimitSeconds = 60.0,
+    prebuilt: options.Prebuilt = False,
+    measure: options.Measure = "gpu",
     json: options.Json = False,
 ) -> None:
     """Derive the kernels of a model's decode and prefill steps from its configuration, and tune them in the order of

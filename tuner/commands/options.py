@@ -30,6 +30,15 @@ Buckets = Annotated[
 ]
 Launch = Annotated[str, typer.Option("--launch", help="Time calls by graph (replayed) or eager (one by one).")]
 L2 = Annotated[str, typer.Option("--l2", help="Time calls with a cold L2 cache, or a warm one.")]
+Patience = Annotated[
+    int | None, typer.Option("--patience", help="End a study after so many configurations without a better one.")
+]
+Loss = Annotated[float | None, typer.Option("--loss", min=0.0, help="Few kernels: percent over the best of a bucket.")]
+LimitSeconds = Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")]
+Prebuilt = Annotated[bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")]
+Measure = Annotated[
+    str, typer.Option("--measure", help="gpu, or fake: made-up times, to try the tuner; nothing is kept.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the search and of the inputs.")]
 Storage = Annotated[
     str | None,

@@ -111,7 +111,7 @@ def _candidate(artifact: Artifact, plan: KernelPlan) -> Candidate:
 def measure_candidates(
     pack: Annotated[Path, typer.Argument(help="A pack of candidates.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The results, for `import`.")] = Path("results.json"),
-    limit_s: Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")] = 60.0,
+    limit_s: options.LimitSeconds = 60.0,
 ) -> None:
     """Measure a pack on this machine's GPU. Without typer the same is: python -m dsv4.tuner.measure_pack
 

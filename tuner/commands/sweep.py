@@ -25,18 +25,14 @@ def sweep_configurations(
         list[str],
         typer.Option("--budget", help="Configurations of the study (40), time of this run (90s, 10m, 1h), or both."),
     ] = ["10m"],  # noqa: B006
-    patience: Annotated[
-        int | None, typer.Option("--patience", help="End after so many configurations without a better one.")
-    ] = None,
+    patience: options.Patience = None,
     model: options.Model = None,
     dims: options.Dims = [],  # noqa: B006
     variant: options.Variant = [],  # noqa: B006
     pinned: options.Set = [],  # noqa: B006
     shape: options.Shape = [],  # noqa: B006
     bucket: options.Buckets = [],  # noqa: B006
-    loss: Annotated[
-        float | None, typer.Option("--loss", min=0.0, help="Few kernels: percent over the best of a bucket.")
-    ] = None,
+    loss: options.Loss = None,
     sampler: Annotated[str, typer.Option("--sampler", help="tpe, random, grid, cmaes or gp.")] = "tpe",
     storage: options.Storage = None,
     launch: options.Launch = "graph",
@@ -44,19 +40,15 @@ def sweep_configurations(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Configurations compiled and measured together.")] = 8,
     jobs: options.Jobs = 0,
     seed: options.Seed = 0,
-    limit_s: Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")] = 60.0,
-    prebuilt: Annotated[
-        bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")
-    ] = False,
+    limit_s: options.LimitSeconds = 60.0,
+    prebuilt: options.Prebuilt = False,
     preflight: Annotated[
         bool, typer.Option("--preflight", help="Run each configuration in the emulator first; a finding keeps it out.")
     ] = False,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Run kernels that hung, faulted or were wrong before.")
     ] = False,
-    measure: Annotated[
-        str, typer.Option("--measure", help="gpu, or fake: made-up times, to try the tuner; nothing is kept.")
-    ] = "gpu",
+    measure: options.Measure = "gpu",
     json: options.Json = False,
 ) -> None:
     """Tune on this machine's GPU: compile, check against float64, measure, keep the winner in the cache.

@@ -85,18 +85,7 @@ def entry(
     """
     assert choice.artifact is not None and choice.ranked is not None
     manifest = choice.artifact.manifest
-    question = Question(
-        op=manifest.op,
-        arch=manifest.arch,
-        spec_sha256=manifest.spec_sha256,
-        dims=manifest.dims,
-        variant=manifest.variant,
-        bucket=bucket,
-        numeric_class=manifest.numeric_class,
-        device=device or any_device(load_arch(manifest.arch).sms),
-        toolchain=manifest.toolchain,
-        policy=Policy(),
-    )
+    question = Question.about(manifest, bucket, device or any_device(load_arch(manifest.arch).sms), Policy())
     proof = {
         "unmeasured": trust,
         "predicted_us": round(choice.ranked.us, 4),
