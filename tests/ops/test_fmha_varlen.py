@@ -14,7 +14,7 @@ from cutlass import Int32
 from cutlass.cute.runtime import from_dlpack
 
 from dsv4.generator.build import BuildResult
-from dsv4.generator.device import sequence_tiles
+from dsv4.generator.device import attention_tiles, sequence_tiles
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases, judge
@@ -87,7 +87,7 @@ def visit_query_tiles(
     sequences = starts.shape[0] - 1
     paired = sequence_tiles.are_paired(rows, heads, ctas, tile_m, causal)
     for cta in cutlass.range(ctas, unroll=1):
-        work = sequence_tiles.first_work(cta, paired)
+        work = attention_tiles.first_work(cta, paired)
         sequence, first_unit = sequence_tiles.find(
             work, Int32(0), Int32(0), starts, sequences, rows, heads, tile_m, paired
         )
