@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -16,6 +16,7 @@ from dsv4.runtime.model.weights import (
     ExpertWeights,
     HeadMixWeights,
     IndexerWeights,
+    ModelWeights,
     MoeWeights,
     MtpWeights,
     RouterWeights,
@@ -78,6 +79,18 @@ def mtp(group: Group, layer: LayerSchedule, layout: Layout) -> MtpWeights:
         block=block(group, layer, layout),
         head_mix=group.head_mix(),
         norm=group.tensor("norm.weight"),
+    )
+
+
+def model(ends: Group, layers: Iterable[BlockWeights], draft: MtpWeights | None) -> ModelWeights:
+    """The layers between what is before and behind them, the embedding and the head with its norm (``ends``)."""
+    return ModelWeights(
+        embed=ends.tensor("embed.weight"),
+        layers=tuple(layers),
+        head_mix=ends.head_mix(),
+        norm=ends.tensor("norm.weight"),
+        head=ends.tensor("head.weight"),
+        mtp=draft,
     )
 
 

@@ -146,15 +146,7 @@ def _weights(
             draft = assemble.mtp(group, layer, checkpoint.layout)
         else:
             blocks.append(assemble.block(group, layer, checkpoint.layout))
-    group = assemble.Group(ends, ops, arch)
-    return ModelWeights(
-        embed=group.tensor("embed.weight"),
-        layers=tuple(blocks),
-        head_mix=group.head_mix(),
-        norm=group.tensor("norm.weight"),
-        head=group.tensor("head.weight"),
-        mtp=draft,
-    )
+    return assemble.model(assemble.Group(ends, ops, arch), blocks, draft)
 
 
 def device_of(device: torch.device | str) -> torch.device:

@@ -39,14 +39,7 @@ def shapes_only(config: ModelConfig) -> ModelWeights:
             known[kind] = assemble.block(_group(by_group[layer.prefix], config), layer, layout)
         blocks.append(known[kind])
     ends = _group([*by_group["embed"], *by_group["head"]], config)
-    return ModelWeights(
-        embed=ends.tensor("embed.weight"),
-        layers=tuple(blocks),
-        head_mix=ends.head_mix(),
-        norm=ends.tensor("norm.weight"),
-        head=ends.tensor("head.weight"),
-        mtp=draft,
-    )
+    return assemble.model(ends, blocks, draft)
 
 
 def _group(specs: Iterable[TensorSpec], config: ModelConfig) -> assemble.Group:

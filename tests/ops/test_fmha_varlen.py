@@ -218,7 +218,7 @@ def test_a_sequence_of_nan_stays_in_its_rows(built: dict[str, BuildResult], name
         assert torch.equal(got[:first], expected[:first]) and torch.equal(got[last:], expected[last:])
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # minutes of emulator; the cases above are some of these
 @pytest.mark.parametrize("name", SWEEP)
 def test_values_of_every_head_dimension(name: str, tmp_path: Any) -> None:
     (result,) = builds.build_all([make_plan(SWEEP[name])], tmp_path)

@@ -87,7 +87,7 @@ def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, Buil
     alone_and_again(built["five heads, two splits"], (3, 13))
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # minutes of emulator; SHORT_CASES are some of these
 @pytest.mark.parametrize("name", SWEEP)
 def test_every_case_under_three_schedules(name: str, tmp_path: Path) -> None:
     heads, flags, config = SWEEP[name]

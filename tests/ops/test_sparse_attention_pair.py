@@ -162,7 +162,7 @@ def test_pairs_fill_the_chip_and_leave_each_split_a_tile(
     assert launch["cluster"][0] == 2 * splits and launch["grid"] == [requests * 2 * splits, 1, 1]
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # minutes of emulator; EMULATED has some of these
 @pytest.mark.parametrize("name", SWEPT)
 def test_every_case(tmp_path: Path, name: str) -> None:
     result = built_as(name, tmp_path)
@@ -171,7 +171,7 @@ def test_every_case(tmp_path: Path, name: str) -> None:
     assert builds.findings(result, range(count), "late") == []
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # minutes of emulator; EMULATED has some of these
 @pytest.mark.parametrize("name", SWEPT)
 def test_drawn_schedules(tmp_path: Path, name: str) -> None:
     result = built_as(name, tmp_path)
@@ -179,7 +179,7 @@ def test_drawn_schedules(tmp_path: Path, name: str) -> None:
         assert builds.findings(result, [2, 8], f"mixed:{seed}") == []
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # minutes of emulator; EMULATED has some of these
 @pytest.mark.parametrize("name", SWEPT)
 def test_the_schedules(tmp_path: Path, name: str) -> None:
     result = built_as(name, tmp_path)

@@ -48,7 +48,7 @@ def sizes_of(contract: Contract, case: Case) -> dict[str, int]:
     return found
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep  # compiles a kernel of each operator; what is counted from the grids has fast tests beside this file
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
 @pytest.mark.parametrize("op", known_ops())
 def test_grids(op: str, arch: str, tmp_path: Path):
