@@ -25,6 +25,8 @@ HINTS = {
     "with the layout that the operand was written with.",
     "misaligned": "Align the address: 16 bytes for bulk copies, 128 for a TMA tile, and 256, 512 or 1024 under a "
     "swizzle of 32, 64 or 128 bytes.",
+    "missing_copy_fence": "Put fence.proxy.async (cute.arch.fence_proxy) behind the wait for the cp.async or st.async "
+    "and before the copy or the MMA: in the thread that issues it, or in one that arrives at what it then waits for.",
     "missing_proxy_fence": "Put fence.proxy.async (cute.arch.fence_proxy) behind the ordinary writes and before the "
     "barrier that lets the copy or the MMA go.",
     "missing_tensormap_fence": "After changing a tensor map: release it (tensormap.cp_fenceproxy or fence.proxy."

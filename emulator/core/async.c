@@ -41,6 +41,7 @@ static void learn(Warp *w, Class class, uint32_t clock)
     if (!w->machine->policy.races) return;
     uint32_t agent = agent_of(w, class);
     if (w->known[agent] < clock) w->known[agent] = clock;
+    if (class == CLASS_CP_ASYNC) return; /* generic proxy: what it wrote the async proxy sees after a fence behind this wait */
     if (w->visible[agent] < clock) w->visible[agent] = clock;
 }
 
@@ -336,9 +337,9 @@ int async_arrive_after(Warp *w, const Ins *i, uint32_t mask, Class class, const 
             op->carried[view] = malloc(m->clock_length * sizeof(uint32_t));
             memcpy(op->carried[view], view ? w->visible : w->known, m->clock_length * sizeof(uint32_t));
         }
-        if (class == CLASS_CP_ASYNC) w->known[self]++;
-        else if (op->carried[0][self]) op->carried[0][self]--;
-        for (int view = 0; view < 2; view++)
+        if (class == CLASS_CP_ASYNC) w->released = w->known[self]++;
+        else op->carried[0][self] = w->released;
+        for (int view = 0; view < (class == CLASS_CP_ASYNC ? 1 : 2); view++) /* cp.async: see learn() */
             if (op->carried[view][op->agent] < op->clock) op->carried[view][op->agent] = op->clock;
     }
     for (int k = 0; k < n; k++)

@@ -329,6 +329,7 @@ struct Warp {
     int32_t current;    /* the path that runs */
     Clock known, visible; /* what generic accesses know; what of it the async proxy sees */
     Clock fenced[2];      /* what the last fence published, for relaxed arrivals */
+    uint32_t released;    /* its own clock up to its last release or fence */
     uint16_t agents[N_CLASSES]; /* 0: not made yet */
     Groups groups[N_CLASSES];
     uint32_t *pending_slots;  /* of each register slot: 0, or group << 4 | class of what will write it; NULL: none yet */

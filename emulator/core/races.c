@@ -25,7 +25,7 @@ void clock_release(Warp *w, Clock into[2])
     uint32_t self = agent_of(w, CLASS_WARP);
     clock_join(m, into[0], w->known);
     clock_join(m, into[1], w->visible);
-    w->known[self]++;
+    w->released = w->known[self]++;
 }
 
 void clock_release_fenced(Warp *w, Clock into[2])
@@ -103,9 +103,13 @@ static void report(const Access *a, const Record *old, const char *space, uint64
     char who[120];
     describe(m, old->agent, who, sizeof who);
     const Ins *other = m->program->ins + old->ins;
-    if (fence_only)
+    if (fence_only && m->agents[old->agent].warp && m->agents[old->agent].class == CLASS_WARP)
         finding(a->warp, a->ins, 0, other, "missing_proxy_fence",
                 "%s of %s 0x%llx is ordered after the %s by %s, but no fence.proxy.async lies between them",
+                access_word(a->flags), space, (unsigned long long)where, access_word(old->flags), who);
+    else if (fence_only)
+        finding(a->warp, a->ins, 0, other, "missing_copy_fence",
+                "%s of %s 0x%llx is ordered after the completion of the %s by %s, but no fence.proxy.async lies between them",
                 access_word(a->flags), space, (unsigned long long)where, access_word(old->flags), who);
     else
         finding(a->warp, a->ins, 0, other, "race", "%s of %s 0x%llx is not ordered after the %s by %s",

@@ -1,7 +1,9 @@
 /* st.async: a store to shared memory of the cluster that completes on an mbarrier of the destination's CTA.
  *
  * The value is captured at issue, lands when the policy lets it, and counts its bytes on the mbarrier then. It goes
- * through the generic proxy: whoever has waited on the mbarrier may read it without a proxy fence. */
+ * through the generic proxy: whoever has waited on the mbarrier may read it with ordinary instructions; a copy or an MMA
+ * needs fence.proxy.async behind that wait. A fence of the storing thread is too early, for it does not know when the
+ * store is done. */
 #include "bulk.h"
 
 #define MAX_BYTES 32

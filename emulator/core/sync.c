@@ -190,7 +190,7 @@ static void publish(Warp *w)
     if (!m->policy.races) return;
     clock_join(m, w->fenced[0], w->known);
     clock_join(m, w->fenced[1], w->visible);
-    w->known[agent_of(w, CLASS_WARP)]++;
+    w->released = w->known[agent_of(w, CLASS_WARP)]++;
 }
 
 HANDLER(fence)
@@ -207,10 +207,13 @@ HANDLER(fence_mbarrier_init)
     return EMU_NEXT;
 }
 
-/* Generic accesses so far, the warp's own and those that it knows of, become visible to the async proxy. */
+/* Generic accesses so far, the warp's own and those that it knows of, become visible to the async proxy. The warp's clock
+ * goes on, so that its accesses behind the fence are not taken for such. */
 HANDLER(fence_proxy_async)
 {
     barriers_fenced(w);
-    if (w->machine->policy.races) clock_join(w->machine, w->visible, w->known);
+    if (!w->machine->policy.races) return EMU_NEXT;
+    clock_join(w->machine, w->visible, w->known);
+    w->known[agent_of(w, CLASS_WARP)]++;
     return EMU_NEXT;
 }

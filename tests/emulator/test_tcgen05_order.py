@@ -109,6 +109,14 @@ def test_operands_need_the_proxy_fence() -> None:
     assert without == {"missing_proxy_fence"}
 
 
+def test_a_commit_publishes_no_ordinary_store() -> None:
+    """Whoever waits for it is not ordered behind what the issuing warp stored, a proxy fence in between or not."""
+    case = small()
+    store, load = "@%lead st.shared.b32 [%smem+1024], 0; " + FENCE, "ld.shared.b32 %r8, [%smem+1024];\n"
+    assert everywhere(kernel_of(case, store + case.statement() + commit() + load)) == {"race"}
+    assert everywhere(kernel_of(case, store + "bar.sync 0;\n" + case.statement() + commit() + load)) == set()
+
+
 def test_operands_are_in_use_until_the_commit() -> None:
     """A store to shared memory while the MMA may still read it."""
     case = small()
