@@ -20,10 +20,11 @@ from rich.console import Console
 
 from benchmarks.cost_pairs import noted_pairs
 from benchmarks.cost_points import ARCH, DEVICE, Measured, measured_calls
+from benchmarks.cost_ranking import ranking
 from benchmarks.harness.check_file import check_path, head, write_check
 from benchmarks.harness.result import RESULTS, replace_text
 from dsv4.generator.resources import Refused
-from dsv4.tuner.cost.calibration import CALIBRATION_SCHEMA, FILE
+from dsv4.tuner.cost.calibration import CALIBRATION_SCHEMA, FILE, Calibration
 from dsv4.tuner.cost.fit import Point, fit
 from dsv4.tuner.cost.model import Coefficients, Rates, predict, rates
 from dsv4.tuner.cost.rank import Predictor
@@ -113,6 +114,17 @@ def assemble(calls: Sequence[Measured], when: datetime) -> tuple[dict[str, Any],
         "roofline": errors(rooflines, measured),
     }
     across = {"model": spearman(alone, measured), "roofline": spearman(rooflines, measured)}
+    calibration = {
+        "calibration_schema": CALIBRATION_SCHEMA,
+        "date": when.date().isoformat(),
+        "arch": ARCH,
+        "device": DEVICE,
+        "sources": files,
+        "calls": len(points),
+        "coefficients": rounded(found),
+        "without": {op: rounded(coefficients) for op, coefficients in without.items()},
+    }
+    ranked = ranking(Calibration.model_validate(calibration))
     check = {
         **head(when),
         "what": "predicted against measured (cold L2, graph replay), with coefficients found without the operator",
@@ -128,23 +140,18 @@ def assemble(calls: Sequence[Measured], when: datetime) -> tuple[dict[str, Any],
         "spearman_over_everything": {name: None if rank is None else round(rank, 4) for name, rank in across.items()},
         "by_operator": by_operator(points, chip, without),
         "sweeps": sweeps(chip, without),
+        "ranking": ranked,
         "effects_in_the_notes": noted_pairs(ARCH, without),
         "not_scored": [
-            "rank correlation within a sweep, and the first five: no sweep of a space was recorded",
+            *(
+                []
+                if ranked
+                else ["rank correlation within a sweep, and the first five: no sweep of a space was recorded"]
+            ),
             "H100 to H200: there are no times of an H200",
             "sm_100a: there are no times of a B200",
         ],
         "cases": rows,
-    }
-    calibration = {
-        "calibration_schema": CALIBRATION_SCHEMA,
-        "date": when.date().isoformat(),
-        "arch": ARCH,
-        "device": DEVICE,
-        "sources": files,
-        "calls": len(points),
-        "coefficients": rounded(found),
-        "without": {op: rounded(coefficients) for op, coefficients in without.items()},
     }
     return calibration, check
 
@@ -175,6 +182,8 @@ def main(
         )
     for row in check["sweeps"]:
         out.print(f"  {row}")
+    for row in check["ranking"]:
+        out.print(f"  {row['study']}: Spearman {row['spearman']}, best of the first five +{row['top_loss']:.1%}")
     for row in check["effects_in_the_notes"]:
         verdict = "told" if row["told"] else "NOT told"
         out.print(

@@ -73,36 +73,50 @@ class Bench:
     retry: bool = False
     policy: Policy = field(default_factory=Policy)
 
-    def outcomes(self, plans: Sequence[KernelPlan], incumbent_us: float | None = None) -> list[Measured]:
-        """What became of each, in their order. Without an incumbent all get all the timing rounds."""
-        built = self.builder.build(plans, lambda one: None)
+    def outcomes(
+        self,
+        plans: Sequence[KernelPlan],
+        default: Measured | None = None,
+        incumbent: KernelPlan | None = None,
+        prune: bool = True,
+    ) -> list[Measured]:
+        """What became of each, in their order: timed in turn with each other and with the ``default``, if there is one
+        already, and the ``incumbent``. Without ``prune`` all get all the timing rounds."""
+        built = self.builder.build([*plans, *([incumbent] if incumbent else [])], lambda one: None)
+        built, best = built[: len(plans)], built[len(plans) :]
         kept_out = {str(one.artifact): self._kept_out(one.artifact) for one in built if one.artifact}
         ready = [name for name, why in kept_out.items() if why is None]
+        beside = [] if default is None else [default.artifact]
+        beside += [one.artifact for one in best if one.artifact and not self._quarantined(one.artifact)]
         outcomes: dict[str, worker.Outcome] = {}
-        rungs = (self.rounds,) if incumbent_us is None else halving.rungs(self.rounds)
         if ready:
             request = Request(
                 artifacts=tuple(ready),
                 sizes=self.sizes,
+                beside=tuple(map(str, beside)),
+                default_us=tuple(timing.us for timing in default.timings) if default else (),
                 seed=self.seed,
-                rungs=rungs,
-                incumbent_us=incumbent_us,
+                rungs=halving.rungs(self.rounds) if prune and default else (self.rounds,),
                 policy=self.policy,
             )
             found = self.measure(request, limit_s=self.limit_s, progress=self._record)
             outcomes = {outcome.artifact: outcome for outcome in found}
         return [self._measured(one, outcomes.get(str(one.artifact)), kept_out.get(str(one.artifact))) for one in built]
 
-    def _kept_out(self, artifact: Path) -> str | None:
-        """Why an artifact must not run on the GPU, or None. What is known of it counts for the same content
+    def _quarantined(self, artifact: Path) -> str | None:
+        """How an artifact failed on the GPU before, or None. What is known of it counts for the same content
         everywhere: the folder's name is the hash of all that it was built from."""
-        if not self.evidence:
+        gpu = [check for check in read_evidence(artifact).checks if check.rung == "gpu"] if self.evidence else []
+        if not gpu or gpu[-1].ok or self.retry:
             return None
-        gpu = [check for check in read_evidence(artifact).checks if check.rung == "gpu"]
-        if gpu and not gpu[-1].ok and not self.retry:
-            findings = gpu[-1].detail.get("findings") or ["it failed"]
-            return f"quarantined since {gpu[-1].when}: {findings[0]}"
-        findings = self.preflight(artifact) if self.preflight else []
+        findings = gpu[-1].detail.get("findings") or ["it failed"]
+        return f"quarantined since {gpu[-1].when}: {findings[0]}"
+
+    def _kept_out(self, artifact: Path) -> str | None:
+        """Why an artifact must not run on the GPU, or None."""
+        if why := self._quarantined(artifact):
+            return why
+        findings = self.preflight(artifact) if self.preflight and self.evidence else []
         if not findings:
             return None
         add_check(artifact, new_check("emulator", False, findings=findings[:8], seed=self.seed, by="preflight"))

@@ -27,16 +27,21 @@ class Verdict:
     compared: list[dict[str, Any]] = field(default_factory=list)
 
 
+def fastest(tried: Sequence[Tried]) -> Tried | None:
+    """Of those that passed and got all their rounds; None where there is none."""
+    passed = [each for each in tried if each.score_us is not None and not each.is_slow]
+    return min(passed, key=lambda each: (each.score_us or 0.0, each.key), default=None)
+
+
 def finalist(tried: Sequence[Tried], default: Mapping[str, Scalar]) -> Tried | None:
     """The configuration to measure again; None where nothing passed.
 
     Of those that are as fast as the fastest within the noise of both, the one that differs from the default in the
     fewest tunables, then the first by spelling: so that two sweeps agree.
     """
-    passed = [each for each in tried if each.score_us is not None and not each.is_slow]
-    if not passed:
+    if (best := fastest(tried)) is None:
         return None
-    best = min(passed, key=lambda each: (each.score_us or 0.0, each.key))
+    passed = [each for each in tried if each.score_us is not None and not each.is_slow]
     tied = [each for each in passed if (each.score_us or 0.0) <= (best.score_us or 0.0) * (1 + noise(each, best))]
     return min(tied, key=lambda each: (len(changed(each.config, default)), each.key))
 

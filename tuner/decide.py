@@ -25,7 +25,6 @@ def compare(bench: Bench, default: KernelPlan, winner: KernelPlan, rounds: int) 
     request = Request(
         artifacts=(str(first), str(second)),
         sizes=bench.sizes,
-        check=False,
         compare=True,
         seed=bench.seed + 1,
         rungs=(rounds,),

@@ -14,6 +14,7 @@ from pathlib import Path
 from dsv4.generator.kernel import KernelPlan
 from dsv4.runtime.artifact import Scalar, canonical_json, digest
 from dsv4.runtime.tuned import FAKE_DEVICE, Device
+from dsv4.tuner import turns
 from dsv4.tuner.builders import Built
 from dsv4.tuner.halving import survivors
 from dsv4.tuner.protocol import Request, Sizes, Timing, score_us
@@ -63,11 +64,14 @@ class FakeGpu:
         }
         going_on = list(outcomes)
         for rounds in request.rungs:
-            for folder in going_on:
-                for sizes in request.sizes:
-                    outcomes[folder].measured(self._timing(request, folder, sizes, rounds))
-            scores_us = {folder: score_us(outcomes[folder].timings) for folder in going_on}
-            going_on = survivors(scores_us, request.incumbent_us)
+            scores_us = {}
+            for folder in (*request.beside, *going_on):
+                timings = [self._in_turn(request, folder, place, rounds) for place in range(len(request.sizes))]
+                scores_us[folder] = score_us(timings)
+                for timing in timings if folder in outcomes else ():
+                    outcomes[folder].measured(timing)
+            known_us = [scores_us.pop(folder) for folder in request.beside]
+            going_on = survivors(scores_us, min(known_us, default=None))
         for outcome in outcomes.values():
             progress(outcome)
         return list(outcomes.values())
@@ -76,6 +80,14 @@ class FakeGpu:
         config = self.builder.plans[folder].config
         rng = random.Random(canonical_json([config, sizes, seed]))
         return [self.cost_us(config, sizes) * max(0.5, rng.gauss(1.0, NOISE)) for _ in range(rounds)]
+
+    def _in_turn(self, request: Request, folder: str, place: int, rounds: int) -> Timing:
+        sizes, beside = request.sizes[place], None
+        rounds_us = self._rounds_us(folder, sizes, request.seed, rounds)
+        if request.beside:
+            default_us = self._rounds_us(request.beside[0], sizes, request.seed, rounds)
+            beside = turns.beside(turns.Turns(rounds_us, default_us), request.default_us[place])
+        return summary(sizes, rounds_us, copies=1, policy=request.policy, beside=beside)
 
     def _timing(self, request: Request, folder: str, sizes: Sizes, rounds: int) -> Timing:
         return summary(sizes, self._rounds_us(folder, sizes, request.seed, rounds), copies=1, policy=request.policy)

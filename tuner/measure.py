@@ -13,9 +13,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,16 +26,21 @@ from dsv4.runtime.artifact import Contract, Manifest
 from dsv4.runtime.cache import Artifact
 from dsv4.runtime.loader import load
 from dsv4.runtime.tuned import Policy
-from dsv4.tuner import timing
+from dsv4.tuner import timing, turns
 from dsv4.tuner.halving import survivors
-from dsv4.tuner.protocol import Event, EventKind, Request, score_us
+from dsv4.tuner.protocol import Event, EventKind, Request, Timing, score_us
 
 DEVICE = "cuda"
 DETERMINISM_CALLS = 3
 DEVICE_FAILED = 3
 """Exit code after a CUDA error."""
 
+TOGETHER_MAX = 8
+"""Kernels that take turns, beside the default and the incumbent: so many are loaded at once, with their graphs."""
+
+Result = TypeVar("Result")
 Kernel = Callable[..., Any]
+Shared = dict[str, list[list[Any]]]
 _cases: dict[str, list[Case]] = {}
 
 
@@ -88,45 +93,100 @@ def is_deterministic(kernel: Kernel, contract: Contract, case: Case) -> bool:
     return all(torch.equal(first, each[name]) for each in seen[1:] for name, first in seen[0].items())
 
 
-def timed(kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int, policy: Policy) -> timing.Timed:
+def timed(
+    kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int, policy: Policy, shared: Shared
+) -> timing.Timed:
+    """``shared`` has the arguments that were made for these sizes already, by contract, and gets those that are new."""
     contract: Contract = manifest.contract
 
     def make_arguments() -> list[Any]:
         return bind(contract, workload(manifest.op, manifest.dims, manifest.variant, sizes, seed=seed, device=DEVICE))
 
-    return timing.Timed(kernel, make_arguments, policy)
+    known = contract.model_dump_json()
+    if known not in shared:
+        shared[known] = timing.argument_lists(make_arguments, policy)
+    return timing.Timed(kernel, shared[known], policy)
 
 
 def serve(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
     """Answer ``request``; a CUDA error ends it with ``torch.AcceleratorError`` after it was reported."""
     if request.compare:
         compare(request, answer, load_kernel)
-        return
-    going_on, check_them = list(request.artifacts), request.check
-    for number, rounds in enumerate(request.rungs):
-        scores_us: dict[str, float] = {}
-        for folder in going_on:
-            answer.say("begin", folder)
-            try:
-                artifact = Artifact.read(Path(folder))
-                kernel = load_kernel(artifact)
-                if check_them and number == 0:
-                    outcome = check(kernel, artifact.manifest, request.seed)
-                    answer.say("checked", folder, **outcome)
-                    if not outcome["ok"]:
-                        continue
-                timings = []
-                for sizes in request.sizes:
-                    run = timed(kernel, artifact.manifest, sizes, request.seed, request.policy)
-                    timings.append(timing.measure(run, sizes, rounds))
-                    answer.say("measured", folder, **timings[-1].model_dump())
-                    del run
-                scores_us[folder] = score_us(timings) if timings else 0.0
-            except Exception as error:
-                answer.say("failed", folder, error=one_line(error))
-                if not device_is_well():
-                    raise
-        going_on = survivors(scores_us, request.incumbent_us)
+    else:
+        _Batch(request, answer, load_kernel).serve()
+
+
+class _Batch:
+    """Artifacts that are checked one by one, and timed in turn with each other and with what they are set beside."""
+
+    def __init__(self, request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
+        self.request, self.answer, self.load_kernel = request, answer, load_kernel
+
+    def serve(self) -> None:
+        request = self.request
+        going_on = [name for name in request.artifacts if name in request.passed or self._attempt(name, self._check)]
+        for rounds in request.rungs if request.sizes else ():
+            scores_us: dict[str, float] = {}
+            for start in range(0, len(going_on), TOGETHER_MAX):
+                scores_us |= self._time(going_on[start : start + TOGETHER_MAX], rounds)
+            known_us = [scores_us.pop(name) for name in request.beside if name in scores_us]
+            going_on = survivors(scores_us, min(known_us, default=None))
+
+    def _attempt(self, name: str, step: Callable[[str], Result]) -> Result | None:
+        """``step(name)``; None where it failed and the others can go on. They cannot on a broken device, nor without
+        what they are set beside."""
+        self.answer.say("begin", name)  # from here on a hang or a fault is its own
+        try:
+            return step(name)
+        except Exception as error:
+            self.answer.say("failed", name, error=one_line(error))
+            if name in self.request.beside or not device_is_well():
+                raise
+            return None
+
+    def _load(self, name: str) -> tuple[Kernel, Manifest]:
+        artifact = Artifact.read(Path(name))
+        return self.load_kernel(artifact), artifact.manifest
+
+    def _check(self, name: str) -> bool:
+        outcome = check(*self._load(name), self.request.seed)
+        self.answer.say("checked", name, **outcome)
+        return bool(outcome["ok"])
+
+    def _time(self, names: Sequence[str], rounds: int) -> dict[str, float]:
+        """``rounds`` rounds of ``names`` at each of the sizes; the scores, also of what they are set beside."""
+        loaded = {name: self._attempt(name, self._load) for name in (*self.request.beside, *names)}
+        kernels = {name: kernel for name, kernel in loaded.items() if kernel is not None}
+        timings: dict[str, list[Timing]] = {name: [] for name in kernels}
+        for place in range(len(self.request.sizes)):
+            found = self._time_at(place, {name: kernels[name] for name in timings}, rounds)
+            timings = {name: [*timings[name], each] for name, each in found.items()}
+        return {name: score_us(each) for name, each in timings.items()}
+
+    def _time_at(self, place: int, kernels: dict[str, tuple[Kernel, Manifest]], rounds: int) -> dict[str, Timing]:
+        """At one of the sizes; arguments and graphs are let go at the end."""
+        request, sizes, shared = self.request, self.request.sizes[place], Shared()
+        default = request.beside[0] if request.beside else None
+
+        def set_out(name: str) -> timing.Timed:
+            return timed(*kernels[name], sizes, request.seed, request.policy, shared)
+
+        made = {name: self._attempt(name, set_out) for name in kernels}
+        runs = {name: run for name, run in made.items() if run is not None}
+        found = {}
+        for name, each in turns.in_turn(
+            [name for name in runs if name != default],
+            lambda name: self._attempt(name, lambda name: runs[name].round_us()),
+            rounds,
+            default,
+        ).items():
+            gpu = self._attempt(name, lambda name: timing.under_load(runs[name]))
+            copies, policy = runs[name].copies, request.policy
+            beside = turns.beside(each, request.default_us[place]) if default is not None else None
+            found[name] = timing.summary(sizes, each.rounds_us, copies, policy, gpu, beside)
+            if name not in request.beside:
+                self.answer.say("measured", name, **found[name].model_dump())
+        return found
 
 
 def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], Kernel]) -> None:
@@ -136,7 +196,7 @@ def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], 
 
     def in_turn(sizes: dict[str, int], policy: Policy, rounds: int) -> dict[str, Any]:
         one, other = (
-            timed(kernel, artifact.manifest, sizes, request.seed, policy)
+            timed(kernel, artifact.manifest, sizes, request.seed, policy, Shared())
             for kernel, artifact in zip(kernels, artifacts, strict=True)
         )
         return timing.compare(one, other, sizes, rounds)

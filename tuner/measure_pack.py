@@ -23,7 +23,7 @@ from dsv4.runtime.errors import Dsv4Error
 from dsv4.runtime.files import write_atomically
 from dsv4.runtime.tuned import Device, first_problem
 from dsv4.tuner import halving, worker
-from dsv4.tuner.choose import finalist
+from dsv4.tuner.choose import fastest, finalist
 from dsv4.tuner.job import RESULTS_SCHEMA, Candidate, Job, Results
 from dsv4.tuner.packs import PackRefused, unpack
 from dsv4.tuner.protocol import Request, score_us
@@ -62,14 +62,13 @@ def measure_pack(
         raise ResultsRefused(f"{out}: found results of another pack or device; valid: a file of its own")
     run = _Run(cache, job, device, measure, limit_s, say)
     if not results.outcomes:
-        results = _written(out, results, run.outcomes([job.default], None))
+        results = _written(out, results, run.outcomes([job.default]))
     baseline = Tried(**results.outcomes[0])
     if baseline.failure:
         raise PackRefused(f"{pack}: the default of {job.op} on {job.arch} fails here: {baseline.failure}")
     while left := job.candidates[len(results.outcomes) - 1 :]:
         known = [Tried(**each) for each in results.outcomes]
-        best_us = min(each.score_us for each in known if each.score_us is not None and not each.is_slow)
-        results = _written(out, results, run.outcomes(left[:BATCH], best_us))
+        results = _written(out, results, run.outcomes(left[:BATCH], known))
         say(f"{len(results.outcomes) - 1}/{len(job.candidates)} candidates measured")
     if not results.is_done:
         results = _written(out, run.compared(results), [])
@@ -114,20 +113,29 @@ class _Run:
     ) -> None:
         self.cache, self.job, self.device = cache, job, device
         self.measure, self.limit_s, self.say = measure, limit_s, say
+        self.failed: set[str] = set()
+        """What hung or faulted; a candidate that had passed may do so when it is timed again."""
 
-    def outcomes(self, candidates: Sequence[Candidate], incumbent_us: float | None) -> list[Tried]:
+    def outcomes(self, candidates: Sequence[Candidate], known: Sequence[Tried] = ()) -> list[Tried]:
+        """What became of each: timed in turn with each other, with the default (``known[0]``) and the best known."""
         job = self.job
-        folders = {str(self.cache.folder(job.op, job.arch, each.key)): each for each in candidates}
+        folders = {self._folder(each.key): each for each in candidates}
+        best = fastest([each for each in known if self._folder(each.detail["artifact"]) not in self.failed])
+        beside = {self._folder(each.detail["artifact"]): each for each in (*known[:1], *([best] if best else []))}
         request = Request(
             artifacts=tuple(folders),
             sizes=job.sizes,
+            beside=tuple(beside),
+            default_us=tuple(timing.us for timing in known[0].timings) if known else (),
             seed=job.seed,
-            rungs=(job.rounds,) if incumbent_us is None else halving.rungs(job.rounds),
-            incumbent_us=incumbent_us,
+            rungs=halving.rungs(job.rounds) if known else (job.rounds,),
             policy=job.policy,
         )
         found = self.measure(request, limit_s=self.limit_s, progress=self._record)
         return [self._tried(folders[outcome.artifact], outcome) for outcome in found]
+
+    def _folder(self, key: str) -> str:
+        return str(self.cache.folder(self.job.op, self.job.arch, key))
 
     def _record(self, outcome: worker.Outcome) -> None:
         """Evidence beside the artifact: what is wrong, hangs or faults is not run again by anybody."""
@@ -136,6 +144,8 @@ class _Run:
         if outcome.checked:
             detail = {**outcome.checked, "findings": outcome.checked["findings"][:8], "seed": self.job.seed}
             add_check(folder, new_check("gpu", bool(detail.pop("ok")), device=name, **detail))
+        if outcome.error:
+            self.failed.add(outcome.artifact)
         if outcome.error and not outcome.error.startswith("OutOfMemoryError"):
             add_check(folder, new_check("gpu", False, device=name, findings=[outcome.error]))
 
@@ -162,9 +172,8 @@ class _Run:
             return results.model_copy(update={"is_done": True})
         keys = (default.detail["artifact"], best.detail["artifact"])
         request = Request(
-            artifacts=tuple(str(self.cache.folder(self.job.op, self.job.arch, key)) for key in keys),
+            artifacts=tuple(self._folder(key) for key in keys),
             sizes=self.job.sizes,
-            check=False,
             compare=True,
             seed=self.job.seed + 1,
             rungs=(self.job.compare_rounds,),

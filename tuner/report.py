@@ -31,7 +31,8 @@ SCORED_MIN = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration in a report; ``spread`` is a share of the median, ``shapes_us`` has a median for each shape."""
+    """One configuration in a report; ``spread`` is a share of the median, ``shapes_us`` has what counts (``Timing.us``)
+    for each shape."""
 
     number: int
     config: dict[str, Scalar]
@@ -144,10 +145,9 @@ def gather(storage: BaseStorage, name: str, peer_files: Sequence[ResultFile] | N
 
 
 def _row(number: int, tried: Tried) -> Row:
-    timings = tried.detail.get("timings", [])
-    medians = [timing["median_us"] for timing in timings]
+    shapes_us = [timing.us for timing in tried.timings]
     artifact = str(tried.detail.get("artifact", ""))
-    return Row(number, tried.config, tried.score_us, tried.failure, tried.is_slow, tried.spread, medians, artifact)
+    return Row(number, tried.config, tried.score_us, tried.failure, tried.is_slow, tried.spread, shapes_us, artifact)
 
 
 def _gpu_ranges(tried: Sequence[Tried]) -> dict[str, tuple[float, float]]:

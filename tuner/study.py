@@ -100,6 +100,18 @@ class Study:
         found: dict[str, Any] = self.storage.get_study_user_attrs(self._id).get("about", {})
         return found
 
+    def default(self) -> Tried | None:
+        """The default as the first worker measured it, which all go by; None before that."""
+        found = self.storage.get_study_user_attrs(self._id).get("default")
+        return None if found is None else Tried(**found)
+
+    def keep_default(self, tried: Tried) -> Tried:
+        """Go by this measurement of the default, unless another worker was quicker; the one that all go by."""
+        if (known := self.default()) is not None:
+            return known
+        self.storage.set_study_user_attr(self._id, "default", asdict(tried))
+        return tried
+
     def claim(self, config: dict[str, Scalar], *, limit: int | None = None) -> Claim | None:
         """Hold ``config`` for this worker; None if another has it, or if ``limit`` configurations are taken already."""
         key = canonical_json(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -23,10 +23,9 @@ from dsv4.tuner.bench import Bench, Measured, Measurer, Preflight
 from dsv4.tuner.buckets import grouped
 from dsv4.tuner.budget import Meter, since_best
 from dsv4.tuner.builders import Ahead, Builder
-from dsv4.tuner.choose import finalist
+from dsv4.tuner.choose import fastest, finalist
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.propose import Proposer, Seen
-from dsv4.tuner.protocol import Timing
 from dsv4.tuner.question import Settings, about, journal_path, require_writable, study_name
 from dsv4.tuner.space import Config, Space
 from dsv4.tuner.storage import DATABASE_ERRORS, database_words, open_storage
@@ -188,23 +187,21 @@ class _Run:
 
     def baseline(self) -> Measured:
         """The default, as the study knows it or measured now. Raises CheckFailed where it fails."""
-        for tried in self.study.tried():
-            if tried.config == self.default.config and tried.score_us is not None and not tried.is_slow:
-                return self._again(tried)
+        told = (tried for tried in self.study.tried() if tried.config == self.default.config and not tried.is_slow)
+        known = next((tried for tried in told if tried.score_us is not None), None) or self.study.default()
+        if known is not None:
+            (built,) = self.bench.builder.build([self.default], lambda one: None)
+            if built.artifact is None:
+                raise CheckFailed(f"the default of {self.target.op} on {self.target.arch} fails: {built.error}")
+            checked = known.detail.get("checked", {})
+            return Measured(self.default, built.artifact, tuple(known.timings), checked=checked)
         (baseline,) = self.bench.outcomes([self.default])
         if baseline.failure:
             raise CheckFailed(
                 f"the default of {self.target.op} on {self.target.arch} fails, tune it when it is right: "
                 f"{baseline.failure}"
             )
-        return baseline
-
-    def _again(self, tried: Tried) -> Measured:
-        (built,) = self.bench.builder.build([self.default], lambda one: None)
-        if built.artifact is None:
-            raise CheckFailed(f"the default of {self.target.op} on {self.target.arch} fails: {built.error}")
-        timings = tuple(Timing.model_validate(timing) for timing in tried.detail["timings"])
-        return Measured(self.default, built.artifact, timings)
+        return replace(baseline, timings=tuple(self.study.keep_default(baseline.tried()).timings))
 
     def explore(self, baseline: Measured) -> str:
         """Batches until the budget is spent or the space is; why it ended, in words.
@@ -283,16 +280,24 @@ class _Run:
         return claims, False
 
     def _measure(self, claims: Sequence[tuple[Claim, KernelPlan]], baseline: Measured, tried: Sequence[Tried]) -> None:
-        passed = (each.score_us for each in tried if each.score_us and not each.is_slow)
-        best_us = min([baseline.score_us, *passed]) if len(self.groups) == 1 else None  # else all get all their rounds
         fresh = [plan for _, plan in claims if plan.config != baseline.plan.config]
-        results = [baseline, *(self.bench.outcomes(fresh, best_us) if fresh else [])]
+        prune = len(self.groups) == 1  # what is slow over all may be the fastest in a bucket
+        incumbent = self._incumbent(tried, baseline) if prune else None
+        results = [baseline, *(self.bench.outcomes(fresh, baseline, incumbent, prune) if fresh else [])]
         by_config = {digest(each.plan.config): each for each in results}
         for claim, plan in claims:
             each = by_config[digest(plan.config)]
             counts = self.study.tell(claim, each.tried(), each.rungs)
             outcome = each.failure or f"{each.score_us:.2f} µs{', given up as slow' if each.is_slow else ''}"
             self.say(f"{claim.number + 1}: {spelled(plan.config)}: {outcome}{'' if counts else ' (too late)'}")
+
+    def _incumbent(self, tried: Sequence[Tried], baseline: Measured) -> KernelPlan | None:
+        """The best so far; None while that is the default."""
+        best = fastest(tried)
+        if best is None or best.score_us is None or best.score_us >= baseline.score_us:
+            return None
+        plan = self.space.plan(best.config)
+        return None if isinstance(plan, Refused) else plan
 
     def _show(self, baseline: Measured, tried: Sequence[Tried], doing: str) -> None:
         self.watch(Standing(self.meter, baseline.score_us, tried, doing, self.space.tally().refused))

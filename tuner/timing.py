@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dsv4.runtime.tuned import Policy
-from dsv4.tuner.protocol import GpuState, Sizes, Timing
+from dsv4.tuner.protocol import Beside, GpuState, Sizes, Timing
 from dsv4.tuner.telemetry import read_gpu
 
 ROUND_US = 3000.0
@@ -37,19 +37,19 @@ RECORD_ROUNDS = 5
 
 
 class Timed:
-    """Calls of one kernel, timed in rounds by ``policy``. ``make_arguments()`` gives one fresh argument list.
+    """Calls of one kernel, timed in rounds by ``policy``, with ``arguments`` in turn (``argument_lists``). Kernels that
+    are timed in turn may share these.
 
     A round is ``stretches`` stretches, each between two events and, when cold, after a flush: a stretch is ``repeats``
     times a group of ``calls`` calls (one replay of the graph, or a loop over them).
     """
 
     def __init__(
-        self, kernel: Callable[..., Any], make_arguments: Callable[[], list[Any]], policy: Policy | None = None
+        self, kernel: Callable[..., Any], arguments: Sequence[list[Any]], policy: Policy | None = None
     ) -> None:
         self.policy = policy or Policy()
-        self._kernel, first = kernel, make_arguments()
-        self.copies = input_copies(first) if self.policy.l2 == "cold" else 1
-        self._arguments = [first, *(make_arguments() for _ in range(self.copies - 1))]  # graphs refer to their memory
+        self._kernel, self._arguments = kernel, arguments  # held: graphs refer to their memory
+        self.copies = len(arguments)
         self._flush = l2_flush(torch.cuda.current_device()) if self.policy.l2 == "cold" else None
         torch.cuda.synchronize()  # the inputs are there before another stream reads them
         stream = torch.cuda.Stream()
@@ -113,6 +113,14 @@ class Timed:
         return start, end
 
 
+def argument_lists(make_arguments: Callable[[], list[Any]], policy: Policy) -> list[list[Any]]:
+    """What calls have for arguments: cold ones several lists in turn, warm ones one. ``make_arguments()`` gives a fresh
+    one."""
+    first = make_arguments()
+    copies = input_copies(first) if policy.l2 == "cold" else 1
+    return [first, *(make_arguments() for _ in range(copies - 1))]
+
+
 class L2Flush:
     """Reads twice the L2's size, which leaves the cache full of clean lines of something else."""
 
@@ -150,7 +158,12 @@ def _l2_bytes(device: int | None = None) -> int:
 
 
 def summary(
-    sizes: Sizes, rounds_us: Sequence[float], copies: int, policy: Policy | None = None, gpu: GpuState | None = None
+    sizes: Sizes,
+    rounds_us: Sequence[float],
+    copies: int,
+    policy: Policy | None = None,
+    gpu: GpuState | None = None,
+    beside: Beside | None = None,
 ) -> Timing:
     """Median and quartiles of at least three rounds."""
     low, median, high = statistics.quantiles(rounds_us, n=4, method="inclusive")
@@ -163,17 +176,11 @@ def summary(
         input_copies=copies,
         policy=policy or Policy(),
         gpu=gpu,
+        beside=beside,
     )
 
 
-def measure(timed: Timed, sizes: Sizes, rounds: int) -> Timing:
-    """``rounds`` rounds after one that does not count, and what the GPU says of itself."""
-    timed.round_us()
-    rounds_us = [timed.round_us() for _ in range(rounds)]
-    return summary(sizes, rounds_us, timed.copies, timed.policy, _under_load(timed))
-
-
-def _under_load(timed: Timed) -> GpuState | None:
+def under_load(timed: Timed) -> GpuState | None:
     """A reading while calls of the kernel are on their way."""
     timed.enqueue()
     state = read_gpu()
@@ -194,7 +201,7 @@ def compare(one: Timed, other: Timed, sizes: Sizes, rounds: int) -> dict[str, An
     first_us, second_us = [a for a, _ in pairs], [b for _, b in pairs]
     return {
         "sizes": sizes,
-        "first": summary(sizes, first_us, one.copies, one.policy, _under_load(one)).model_dump(),
-        "second": summary(sizes, second_us, other.copies, other.policy, _under_load(other)).model_dump(),
+        "first": summary(sizes, first_us, one.copies, one.policy, under_load(one)).model_dump(),
+        "second": summary(sizes, second_us, other.copies, other.policy, under_load(other)).model_dump(),
         "ratio": statistics.median(b / a for a, b in pairs),
     }

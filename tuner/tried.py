@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsv4.runtime.artifact import Scalar, canonical_json
+from dsv4.tuner.protocol import Timing
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class Tried:
         return canonical_json(self.config)
 
     @property
+    def timings(self) -> list[Timing]:
+        """Those in ``detail``, one a shape."""
+        return [Timing.model_validate(timing) for timing in self.detail.get("timings", [])]
+
+    @property
     def spread(self) -> float:
         """The width between the quartiles as a share of the median, the largest over the shapes."""
-        timings = self.detail.get("timings", [])
-        return max(((t["high_us"] - t["low_us"]) / t["median_us"] for t in timings), default=0.0)
+        return max((timing.spread for timing in self.timings), default=0.0)
 
 
 KEPT_OF_A_CHECK = ("cases", "cosine", "rel_l2", "max_abs", "deterministic")

@@ -20,7 +20,7 @@ from dsv4.tuner.bench import Bench, Measured
 from dsv4.tuner.choose import Verdict, finalist
 from dsv4.tuner.cost.entry import subject
 from dsv4.tuner.cover import cover
-from dsv4.tuner.protocol import Sizes, geometric_mean
+from dsv4.tuner.protocol import Sizes, score_us
 from dsv4.tuner.question import Settings
 from dsv4.tuner.space import Space
 from dsv4.tuner.tried import Tried
@@ -47,9 +47,8 @@ def at(tried: Tried, places: Sequence[int]) -> Tried:
     timings = tried.detail.get("timings", [])
     if tried.score_us is None or len(places) == len(timings):
         return tried
-    here = [timings[place] for place in places]
-    score_us = geometric_mean([timing["median_us"] for timing in here])
-    return replace(tried, score_us=score_us, detail={**tried.detail, "timings": here})
+    here = replace(tried, detail={**tried.detail, "timings": [timings[place] for place in places]})
+    return replace(here, score_us=score_us(here.timings))
 
 
 def best_of(

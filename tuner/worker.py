@@ -1,7 +1,7 @@
 """Run measuring workers: each in a process group of its own, under a time limit, and only the culprit pays for a hang.
 
 A worker that hangs, faults or dies is killed with its group; the artifact that it was at is reported as failed and a
-fresh worker takes the rest.
+fresh worker takes the others.
 """
 
 from __future__ import annotations
@@ -71,23 +71,38 @@ def run(
 ) -> list[Outcome]:
     """Answer ``request``, in as many worker processes as it takes; one outcome per artifact, in their order.
 
-    ``limit_s`` bounds the time that a worker may be silent after it began an artifact. Raises ``WorkerError`` where a
-    worker does not get ready. In a comparison there is one outcome, that of the second artifact.
+    ``limit_s`` bounds the time that a worker may be silent after it began something of an artifact. Rounds that were
+    timed in turn count as a whole: after a worker's end those that did not fail are timed anew, without the culprit,
+    but not checked again. An incumbent that fails is left out of the rest, and ``progress`` is told of it.
+
+    Raises ``WorkerError`` where a worker does not get ready, and where the default fails that others are set beside.
+    In a comparison there is one outcome, that of the second artifact.
     """
     wanted = request.artifacts[1:] if request.compare else request.artifacts
-    outcomes: dict[str, Outcome] = {}
-    while left := [folder for folder in wanted if folder not in outcomes]:
-        part = request if request.compare else request.model_copy(update={"artifacts": tuple(left)})
-        for outcome in _one_worker(part, tuple(left), limit_s, command, start_limit_s):
-            outcomes[outcome.artifact] = outcome
-            progress(outcome)
-    return [outcomes[folder] for folder in wanted]
+    done: dict[str, Outcome] = {}
+    checks: dict[str, dict[str, Any]] = {}
+    while left := tuple(name for name in wanted if name not in done):
+        part = request if request.compare else request.model_copy(update={"artifacts": left})
+        found, culprit = _one_worker(part, left, limit_s, command, start_limit_s)
+        checks |= {name: outcome.checked for name, outcome in found.items() if outcome.checked}
+        if culprit in request.beside[:1]:
+            raise WorkerError(f"the default failed while others took turns with it: {found[culprit].error}")
+        if culprit:
+            passed = tuple(name for name, checked in checks.items() if checked["ok"])
+            beside = tuple(name for name in request.beside if name != culprit)
+            request = request.model_copy(update={"passed": passed, "beside": beside})
+        for name, outcome in found.items():
+            if outcome.failure or (name in left and not culprit):
+                outcome.checked = checks.get(name)
+                done[name] = outcome
+                progress(outcome)
+    return [done[name] for name in wanted]
 
 
 def _one_worker(
     request: Request, wanted: tuple[str, ...], limit_s: float, command: Sequence[str], start_limit_s: float
-) -> list[Outcome]:
-    """Outcomes of the artifacts that this worker got to, at least one."""
+) -> tuple[dict[str, Outcome], str]:
+    """What a worker got to, at least one, and the one that it was at when it ended too early (empty if it did not)."""
     with tempfile.TemporaryDirectory(prefix="dsv4-measure-") as folder:
         events, log = Path(folder) / "events", Path(folder) / "log"
         events.touch()
@@ -113,14 +128,12 @@ def _one_worker(
         outcomes, at = _collect(seen)
         if not outcomes:
             raise WorkerError(f"the measuring worker did nothing of what was asked{_tail(log)}")
-        last = next(outcome for outcome in outcomes if outcome.artifact == at)
-        finished = any(event.event == "end" for event in seen)
-        if not finished and last.error is None:
-            last.error = f"{why}{_tail(log)}"
-        if finished:
-            reached = {outcome.artifact for outcome in outcomes}
-            outcomes += [Outcome(folder, error="the worker left it out") for folder in wanted if folder not in reached]
-        return outcomes
+        if not any(event.event == "end" for event in seen):
+            outcomes[at].error = outcomes[at].error or f"{why}{_tail(log)}"
+            return outcomes, at
+        for name in wanted:
+            outcomes.setdefault(name, Outcome(name, error="the worker left it out"))
+        return outcomes, ""
 
 
 def _watch(
@@ -149,7 +162,7 @@ def _watch(
             time.sleep(0.02)
 
 
-def _collect(seen: list[Event]) -> tuple[list[Outcome], str]:
+def _collect(seen: list[Event]) -> tuple[dict[str, Outcome], str]:
     """Outcomes in the order in which they began, and the artifact that the worker was at last."""
     outcomes: dict[str, Outcome] = {}
     device, at = "", ""
@@ -160,14 +173,14 @@ def _collect(seen: list[Event]) -> tuple[list[Outcome], str]:
             at = event.artifact
             outcomes.setdefault(at, Outcome(at, device=device))
         elif event.event == "checked":
-            outcomes[at].checked = event.data
+            outcomes[event.artifact].checked = event.data
         elif event.event == "measured":
-            outcomes[at].measured(Timing.model_validate(event.data))
+            outcomes[event.artifact].measured(Timing.model_validate(event.data))
         elif event.event == "compared":
-            outcomes[at].compared.append(event.data)
+            outcomes[event.artifact].compared.append(event.data)
         elif event.event == "failed" and at:
             outcomes[at].error = str(event.data["error"])
-    return list(outcomes.values()), at
+    return outcomes, at
 
 
 def _exit_words(code: int) -> str:

@@ -18,10 +18,16 @@ L2_BYTES = 50 << 20
 
 class SimulatedGpu:
     """``kernel`` takes ``MISS_US`` for an argument that is not in L2, ``HIT_US`` for one that is; a launch takes the
-    host ``LAUNCH_US``, a replay of a graph ``REPLAY_US``. It touches ``touched_bytes`` of an argument at most."""
+    host ``LAUNCH_US``, a replay of a graph ``REPLAY_US``. It touches ``touched_bytes`` of an argument at most. When the
+    stream's clock says ``us``, every kernel takes ``slowness(us)`` times as long."""
 
-    def __init__(self, free_bytes: int = 1 << 36, touched_bytes: int = 1 << 40) -> None:
-        self.free_bytes, self.touched_bytes = free_bytes, touched_bytes
+    def __init__(
+        self,
+        free_bytes: int = 1 << 36,
+        touched_bytes: int = 1 << 40,
+        slowness: Callable[[float], float] = lambda us: 1.0,
+    ) -> None:
+        self.free_bytes, self.touched_bytes, self.slowness = free_bytes, touched_bytes, slowness
         self.host_us = self.stream_us = 0.0
         self.held: OrderedDict[int, int] = OrderedDict()
         self.captured: list[Callable[[], None]] | None = None
@@ -72,20 +78,21 @@ class SimulatedGpu:
     def synchronize(self) -> None:
         self.host_us = self.stream_us = max(self.host_us, self.stream_us)
 
-    def kernel(self, *arguments: Any) -> None:
-        """Reads its tensors."""
+    def kernel(self, *arguments: Any, cost: float = 1.0) -> None:
+        """Reads its tensors; one of ``cost`` takes so many times as long as another."""
         if self.captured is not None:
-            self.captured.append(lambda: self._run(arguments))
+            self.captured.append(lambda: self._run(arguments, cost))
             return
         self.launches += 1
         self.host_us += LAUNCH_US
         self.stream_us = max(self.stream_us, self.host_us)
-        self._run(arguments)
+        self._run(arguments, cost)
 
-    def _run(self, arguments: tuple[Any, ...]) -> None:
+    def _run(self, arguments: tuple[Any, ...], cost: float) -> None:
         for each in arguments:
             if isinstance(each, torch.Tensor):
-                self.stream_us += HIT_US if id(each) in self.held else MISS_US
+                us = HIT_US if id(each) in self.held else MISS_US
+                self.stream_us += us * cost * self.slowness(self.stream_us)
                 self.held.pop(id(each), None)
                 self.held[id(each)] = min(each.numel() * each.element_size(), self.touched_bytes)
         while sum(self.held.values()) > L2_BYTES:

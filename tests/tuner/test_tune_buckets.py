@@ -62,7 +62,8 @@ def test_each_bucket_keeps_its_own_winner(cache):
             1.0
         )
     checks = [request for request in gpu.requests if not request.compare]
-    assert all(request.sizes == SIZES and request.incumbent_us is None for request in checks)
+    assert all(request.sizes == SIZES and request.rungs == (15,) for request in checks)
+    assert {request.beside for request in checks[1:]} == {checks[0].artifacts}  # nothing is pruned: the default alone
 
 
 def test_a_bucket_where_the_default_is_best_keeps_nothing(cache):

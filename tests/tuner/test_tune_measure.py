@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -45,6 +47,53 @@ WAVER = itertools.count()
 KERNELS = {"right": right, "wrong": wrong, "raising": raising, "wavering": wavering}
 
 
+class Bound:
+    """A kernel that was loaded, by name; ``most_alive`` of them were at once."""
+
+    alive = most_alive = 0
+
+    def __init__(self, name: str, order: dict[str, int]) -> None:
+        self.name, self.order = name, order
+        Bound.alive += 1
+        Bound.most_alive = max(Bound.most_alive, Bound.alive)
+
+    def __del__(self) -> None:
+        Bound.alive -= 1
+
+    def __call__(self, *values) -> None:
+        KERNELS[self.name](*(values[self.order[name]] for name in ("x", "w", "y", "eps")))
+
+
+class Rounds:
+    """What ``measure.timed`` gives: rounds that take what ``us`` says of the kernel, or raise."""
+
+    copies = 2
+    us: ClassVar[dict[str, float | Exception]] = {}
+
+    def __init__(self, kernel: Bound, *_: object) -> None:
+        self.kernel = kernel
+
+    def round_us(self) -> float:
+        us = self.us[self.kernel.name]
+        if isinstance(us, Exception):
+            raise us
+        return us
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch):
+    """Kernels of the given microseconds a round."""
+
+    def make(**us: float | Exception) -> None:
+        for name in us:
+            monkeypatch.setitem(KERNELS, name, right)
+        monkeypatch.setattr(Rounds, "us", us)
+        monkeypatch.setattr(measure, "timed", Rounds)
+        monkeypatch.setattr(measure.timing, "under_load", lambda run: None)
+
+    return make
+
+
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     manifest = plan("rms_norm", "sm_90a", dims=DIMS)
@@ -54,8 +103,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return SimpleNamespace(folder=folder, manifest=manifest)
 
     def load(artifact):
-        function = KERNELS[artifact.folder.name]
-        return lambda *values: function(*(values[order[name]] for name in ("x", "w", "y", "eps")))
+        return Bound(artifact.folder.name, order)
 
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     monkeypatch.setattr(measure.Artifact, "read", read)
@@ -107,35 +155,69 @@ def test_after_a_device_error_the_worker_stops(serve):
     assert [event.event for event in serve.events] == ["begin", "failed"]
 
 
-def test_only_survivors_get_more_rounds(serve, monkeypatch):
+def measured(events: list[Event], rounds: int) -> list[str]:
+    """The artifacts that were timed in so many rounds."""
+    return [e.artifact.rsplit("/", 1)[1] for e in events if e.event == "measured" and e.data["rounds"] == rounds]
+
+
+def test_only_survivors_get_more_rounds(serve, rounds, monkeypatch):
     """Six right kernels of different speed: two go on to the second rung, and none beside a much faster incumbent."""
-    us = {f"right{number}": float(number) for number in range(1, 7)}
+    names = [f"right{number}" for number in range(1, 7)]
+    rounds(default=8.0, incumbent=0.5, wrong1=0.1, **{name: float(name[-1]) for name in names})
     monkeypatch.setitem(KERNELS, "wrong1", wrong)
-    for name in us:
-        monkeypatch.setitem(KERNELS, name, right)
-    at = {"name": ""}
-    monkeypatch.setattr(measure, "timed", lambda kernel, manifest, sizes, seed, policy: at["name"])
-
-    def timed(run, sizes, rounds):
-        median = us[at["name"]]
-        return Timing(sizes=sizes, median_us=median, low_us=median, high_us=median, rounds=rounds, input_copies=1)
-
-    monkeypatch.setattr(measure.timing, "measure", timed)
-    real = measure.Answer.say
-
-    def say(self, event, artifact="", **data):
-        at["name"] = artifact.rsplit("/", 1)[-1]
-        real(self, event, artifact, **data)
-
-    monkeypatch.setattr(measure.Answer, "say", say)
-    events = serve(*us, "wrong1", sizes=({"T": 3},), rungs=(5, 15))
-    assert [e.artifact.rsplit("/", 1)[1] for e in events if e.event == "measured" and e.data["rounds"] == 15] == [
-        "right1", "right2",
-    ]  # fmt: skip
+    asked = {"sizes": ({"T": 3},), "rungs": (5, 15), "default_us": (4.0,)}
+    events = serve(*names, "wrong1", **asked, beside=("/cache/default",))
+    assert measured(events, 15) == ["right1", "right2"] and measured(events, 5) == names
     assert sum(e.event == "checked" for e in events) == 7
-    assert sum(e.event == "measured" and e.data["rounds"] == 5 for e in events) == 6
-    events = serve(*us, sizes=({"T": 3},), rungs=(5, 15), incumbent_us=0.5)
-    assert all(e.data["rounds"] == 5 for e in events if e.event == "measured")
+    # What they count for is the default's time in the study times the ratio to the rounds in between.
+    assert [Timing.model_validate(e.data).us for e in events if e.event == "measured"][:3] == [0.5, 1.0, 1.5]
+    (data,) = (e.data for e in events if e.event == "measured" and e.data["rounds"] == 15 and e.data["median_us"] == 2)
+    assert data["beside"] == {"ratio": 0.25, "low": 0.25, "high": 0.25, "default_us": 8.0, "anchor_us": 4.0}
+    events = serve(*names, **asked, beside=("/cache/default", "/cache/incumbent"))
+    assert measured(events, 5) == names and measured(events, 15) == []
+
+
+def test_the_default_alone_is_set_beside_nothing(serve, rounds):
+    rounds(right1=3.0)
+    (event,) = (e for e in serve("right1", sizes=({"T": 3},), rungs=(15,)) if e.event == "measured")
+    assert event.data["beside"] is None and event.data["rounds"] == 15 and Timing.model_validate(event.data).us == 3.0
+
+
+def test_one_that_fails_in_its_rounds_costs_itself_only_and_the_default_ends_them(serve, rounds):
+    error = ValueError("argument #0: bad stride")
+    rounds(default=2.0, incumbent=2.0, right1=1.0, broken=error, right2=1.0)
+    asked = {"sizes": ({"T": 3}, {"T": 5}), "rungs": (5, 15), "default_us": (2.0, 2.0)}
+    beside = ("/cache/default", "/cache/incumbent")
+    events = serve("right1", "broken", "right2", **asked, beside=beside)
+    assert [e.artifact for e in events if e.event == "failed"] == ["/cache/broken"]
+    assert measured(events, 15) == ["right1", "right2"] * 2
+    Rounds.us["incumbent"] = error
+    with pytest.raises(ValueError, match="bad stride"):
+        serve("right1", "right2", **asked, beside=beside)
+    assert serve.events[-1].event == "failed" and serve.events[-1].artifact == "/cache/incumbent"
+
+
+def test_so_many_kernels_are_loaded_at_once_and_what_passed_is_not_checked_again(serve, rounds):
+    names = [f"right{number}" for number in range(20)]
+    rounds(default=2.0, **dict.fromkeys(names, 1.0))
+    Bound.most_alive = Bound.alive = 0
+    asked = {"sizes": ({"T": 3},), "rungs": (5,), "default_us": (2.0,), "beside": ("/cache/default",)}
+    events = serve(*names, **asked, passed=tuple(f"/cache/{name}" for name in names[1:]))
+    assert measured(events, 5) == names
+    assert [e.artifact for e in events if e.event == "checked"] == ["/cache/right0"]
+    assert Bound.most_alive == measure.TOGETHER_MAX + 1
+
+
+def test_kernels_of_one_contract_share_the_arguments(monkeypatch):
+    made = []
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    monkeypatch.setattr(timing, "argument_lists", lambda make, policy: made.append(make()) or [made[-1]])
+    monkeypatch.setattr(timing, "Timed", lambda kernel, arguments, policy: arguments)
+    manifest, shared = plan("rms_norm", "sm_90a", dims=DIMS), measure.Shared()
+    one, other = (measure.timed(right, manifest, {"T": 3}, 0, Policy(), shared) for _ in range(2))
+    assert one is other and len(made) == 1
+    longer = plan("rms_norm", "sm_90a", dims={"d": 128})
+    assert measure.timed(right, longer, {"T": 3}, 0, Policy(), shared) is not one and len(made) == 2
 
 
 def test_cases_are_made_once_for_equal_tiles(monkeypatch):
@@ -223,8 +305,8 @@ def test_a_copy_is_timed_near_the_memory_bandwidth(policy: Policy):
         source = torch.randn(16 << 20, device="cuda")
         return [source, torch.empty_like(source)]
 
-    found = timing.measure(timing.Timed(copy, arguments, policy), {"n": 1}, rounds=5)
-    assert 15 < found.median_us < 1000 and found.low_us <= found.median_us <= found.high_us
+    run = timing.Timed(copy, timing.argument_lists(arguments, policy), policy)
+    assert 15 < statistics.median(run.round_us() for _ in range(5)) < 1000
 
 
 @pytest.mark.gpu
@@ -236,7 +318,9 @@ def test_a_small_copy_is_slower_from_memory_than_from_the_cache():
             source = torch.randn(1 << 20, device="cuda")
             return [source, torch.empty_like(source)]
 
-        run = timing.Timed(lambda source, target: target.copy_(source), arguments, Policy(l2=l2))
-        return timing.measure(run, {"n": 1}, rounds=7).median_us
+        policy = Policy(l2=l2)
+        lists = timing.argument_lists(arguments, policy)
+        run = timing.Timed(lambda source, target: target.copy_(source), lists, policy)
+        return statistics.median(run.round_us() for _ in range(8))
 
     assert timed("warm") < 0.9 * timed("cold")

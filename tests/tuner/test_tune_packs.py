@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv4.generator.build.evidence import read_evidence
 from dsv4.generator.cli import run as run_cli
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Policy
@@ -25,6 +26,7 @@ from dsv4.tuner.packs import PackRefused, read_contents, unpack, write_pack
 from dsv4.tuner.storage import open_storage
 from dsv4.tuner.study import Study, study_names
 from dsv4.tuner.target import Target, ranked
+from dsv4.tuner.worker import Outcome
 from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
 TARGET = Target("rms_norm", "sm_90a", dims={"d": 512})
@@ -155,6 +157,31 @@ def test_an_interrupted_measurement_goes_on(job, tmp_path):
     assert len(again.measured()) == len(PLANS) - 9
     once_more = gpu_at(KernelCache(root))
     assert measure_pack(job, out, KernelCache(root), GPU, measure=once_more) == results and not once_more.requests
+
+
+def test_candidates_take_turns_with_the_default_and_the_best_so_far(job, tmp_path):
+    """On a GPU that gets slower from batch to batch; one of the best faults when it is timed again."""
+    cache = KernelCache(tmp_path / "elsewhere")
+    unpack(job, cache)
+    gpu = gpu_at(cache, drift=lambda request: 1.5**request)
+    told: list[str] = []
+
+    def measure(request, *, limit_s, progress=lambda outcome: None):
+        for folder in request.beside[1:]:
+            progress(Outcome(folder, error="no answer within 60 s: killed"))
+            told.append(folder)
+        return gpu(request, limit_s=limit_s, progress=progress)
+
+    results = measure_pack(job, tmp_path / "results.json", cache, GPU, measure=measure)
+    default, first, second, last = gpu.requests
+    assert default.beside == () and first.beside == default.artifacts and default.rungs == (15,)
+    assert first.rungs == second.rungs == (5, 15) and first.default_us == second.default_us
+    assert told == list(second.beside[1:]) and len(told) == 1 and second.beside[0] == first.beside[0] and last.compare
+    for each in results.outcomes:
+        assert each["score_us"] == pytest.approx(1.5 * cost(each["config"], {}))  # as if with the default's request
+        assert read_evidence(cache.folder("rms_norm", "sm_90a", each["detail"]["artifact"])).checks
+    best = min(results.outcomes, key=lambda each: cost(each["config"], {}))
+    assert results.winner == best["detail"]["artifact"]
 
 
 def test_results_that_are_not_finished_altered_or_of_another_pack(job, compiled, tmp_path, capsys):

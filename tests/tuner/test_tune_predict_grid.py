@@ -42,9 +42,10 @@ def sizes_of(contract: Contract, case: Case) -> dict[str, int]:
             if isinstance(value, int):
                 found[argument.name] = value
             continue
-        for name, extent in zip(argument.shape, value.shape, strict=False):
-            if isinstance(name, str) and name.isidentifier():
-                found[name] = int(extent)
+        for size, extent in zip(argument.shape, value.shape, strict=False):
+            name, _, more = str(size).partition(" + ")  # B + 1 starts tell of B sequences
+            if name.isidentifier() and (more.isdigit() or not more):
+                found[name] = int(extent) - int(more or 0)
     return found
 
 

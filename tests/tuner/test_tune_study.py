@@ -88,6 +88,14 @@ def test_what_a_dead_worker_held_is_given_up_and_its_late_answer_does_not_count(
         assert other.tried() == [Tried(CONFIGS[0], 1.0)]
 
 
+def test_all_workers_go_by_the_first_measurement_of_the_default(where):
+    one, other = open_study(where), open_study(where)
+    assert one.default() is None and other.default() is None
+    assert one.keep_default(Tried(CONFIGS[0], 2.0)).score_us == 2.0
+    assert other.keep_default(Tried(CONFIGS[0], 2.5)) == other.default() == Tried(CONFIGS[0], 2.0)
+    assert other.tried() == []
+
+
 def test_a_configuration_that_kills_its_workers_is_a_failure(where, monkeypatch):
     watcher = open_study(where)
     for _ in range(3):

@@ -16,6 +16,7 @@ from dsv4.tuner.question import Settings
 from dsv4.tuner.seeds import neighbours
 from dsv4.tuner.sweep import sweep
 from dsv4.tuner.target import Target, ranked
+from dsv4.tuner.worker import Outcome
 from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
 TARGET = Target("rms_norm", "sm_90a", dims={"d": 1536}, pinned={"opt_level": 3, "rows_in_flight": 1})
@@ -53,7 +54,7 @@ def test_the_winner_is_measured_again_and_chosen(cache):
     assert result.default["config"] == DEFAULT
     assert cost(result.best["config"], {"T": 1}) < cost(DEFAULT, {"T": 1})
     last = gpu.requests[-1]
-    assert last.compare and not last.check and len(last.artifacts) == 2
+    assert last.compare and len(last.artifacts) == 2
     (entry,) = entries(cache)
     question, proof = entry["question"], entry["proof"]
     assert question["device"] == GPU.model_dump() and question["dims"] == {"d": 1536}
@@ -82,7 +83,7 @@ def test_every_candidate_is_checked_and_evidence_is_written(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost)
     run(cache, gpu, configurations=5)
     for request in gpu.requests:
-        assert request.check or request.compare
+        assert not request.passed
     folder = Path(gpu.requests[0].artifacts[0])
     evidence = read_evidence(folder)
     assert evidence.rungs() == ("gpu",) and evidence.checks[0].device == "Fake GPU"
@@ -210,18 +211,67 @@ def test_slow_configurations_get_few_rounds_and_never_win(cache):
     result = run(cache, gpu, rounds=15)
     assert 0 < result.slow < result.tried
     for request in gpu.requests[1:-1]:
-        assert request.rungs == (5, 15) and request.incumbent_us is not None
+        assert request.rungs == (5, 15) and request.beside[0] == gpu.requests[0].artifacts[0]
     assert gpu.requests[0].rungs == (15,)
 
 
+FITTING = [plan.config for plan in PLANS[1:]]
+EARLY, *_, LATE = (config for config in TARGET.space().in_order() if config in FITTING)
+
+
+def near(config, sizes) -> float:
+    """LATE, which a grid tries last, is the fastest, and EARLY the next."""
+    return {json.dumps(LATE): 0.90, json.dumps(EARLY): 0.92}.get(json.dumps(config), 1.0) * sizes["T"] ** 0.5
+
+
+def test_a_gpu_that_gets_slower_does_not_decide_who_wins(cache):
+    """Each batch finds it 3 % slower, and the run that goes on after an interrupt 30 %: by their times EARLY wins."""
+    gpu = FakeGpu(FakeBuilder(cache), near, drift=lambda request: 1.03**request)
+    gpu.interrupt_after = 3
+    assert run(cache, gpu, configurations=len(PLANS), sampler="grid").interrupted
+    later = FakeGpu(FakeBuilder(cache), near, drift=lambda request: 1.3)
+    result = run(cache, later, configurations=len(PLANS), sampler="grid")
+    assert result.chosen and result.best["config"] == LATE
+    assert result.best["us"] == pytest.approx(0.90 * result.default["us"])
+    measured = read_evidence(Path(later.requests[-1].artifacts[1])).measurements[0]
+    assert measured["median_us"] == pytest.approx(1.3 * 0.90) and measured["beside"]["ratio"] == pytest.approx(0.90)
+    (early,) = (Path(name) for name, plan in gpu.builder.plans.items() if plan.config == EARLY)
+    assert read_evidence(early).measurements[0]["median_us"] < measured["median_us"]
+
+
+def test_the_best_so_far_takes_turns_with_the_next_until_it_faults(cache):
+    gpu = FakeGpu(FakeBuilder(cache), near)
+
+    def beside(request) -> list[dict]:
+        return [gpu.builder.plans[folder].config for folder in request.beside]
+
+    result = run(cache, gpu, configurations=len(PLANS), sampler="grid")
+    first, *batches, last = gpu.requests
+    assert first.beside == last.beside == () and result.best["config"] == LATE
+    assert beside(batches[0]) == [DEFAULT] and all(beside(each) == [DEFAULT, EARLY] for each in batches[1:])
+    assert batches[0].default_us == tuple(near(DEFAULT, sizes) for sizes in SIZES)
+
+    def faulting(request, *, limit_s, progress=lambda outcome: None):
+        for folder in request.beside[1:]:
+            progress(Outcome(folder, error="AcceleratorError: an illegal memory access was encountered"))
+        return gpu(request, limit_s=limit_s, progress=progress)
+
+    gpu.requests.clear()
+    other = Settings(GPU, ({"T": 9},), Budget(configurations=len(PLANS)), sampler="grid", batch=4)
+    sweep(TARGET, other, cache=cache, builder=gpu.builder, measure=faulting)
+    assert [beside(each) for each in gpu.requests[1:4]] == [[DEFAULT], [DEFAULT, EARLY], [DEFAULT]]
+
+
 def test_equal_times_resolve_to_the_configuration_nearest_to_the_default(cache):
-    """All but the default are equally fast within their noise: two sweeps that see them in another order agree."""
+    """All but the default are equally fast within their noise: two sweeps that see them in another order agree, the one
+    on a GPU that gets slower from batch to batch, the other on one that gets faster."""
     results = []
-    for seed in (1, 2):
+    for seed, drift in ((1, 1.03), (2, 0.97)):
         gpu = FakeGpu(
             FakeBuilder(cache),
             lambda config, sizes: 2.0 if config == DEFAULT else 1.0 + 0.004 * (sum(config.values()) % 64 == 0),
             width=0.02,
+            drift=lambda request, drift=drift: drift**request,
         )
         budget = Budget(configurations=len(PLANS))
         whole = Settings(GPU, SIZES, budget, sampler="random", batch=8, seed=seed, rounds=5)

@@ -11,7 +11,8 @@ import torch
 from dsv4.generator.spec import plan
 from dsv4.runtime.tuned import Policy
 from dsv4.tuner import explain, measure, telemetry, timing
-from dsv4.tuner.protocol import GpuState, Request
+from dsv4.tuner.protocol import GpuState, Request, Timing
+from dsv4.tuner.turns import in_turn
 from dsv4.tuner.worker import _collect
 from tests.tuner import simulated_gpu
 from tests.tuner.simulated_gpu import HIT_US, L2_BYTES, LAUNCH_US, MISS_US, SimulatedGpu
@@ -32,7 +33,14 @@ def timed(gpu: SimulatedGpu, size_bytes: int, launch="graph", l2="cold") -> timi
     def make_arguments():
         return [torch.empty(size_bytes, dtype=torch.uint8, device="meta"), 1.0]
 
-    return timing.Timed(gpu.kernel, make_arguments, Policy(launch=launch, l2=l2))
+    policy = Policy(launch=launch, l2=l2)
+    return timing.Timed(gpu.kernel, timing.argument_lists(make_arguments, policy), policy)
+
+
+def measured(run: timing.Timed, rounds: int = 5) -> Timing:
+    """As the worker measures the default."""
+    (turns,) = in_turn(["it"], lambda name: run.round_us(), rounds).values()
+    return timing.summary({"T": 1}, turns.rounds_us, run.copies, run.policy, timing.under_load(run))
 
 
 @pytest.mark.parametrize("touched_bytes", [1 << 40, 32 << 10])
@@ -40,7 +48,7 @@ def timed(gpu: SimulatedGpu, size_bytes: int, launch="graph", l2="cold") -> timi
 def test_every_call_of_a_cold_round_misses_however_little_it_touches(gpu, size_bytes: int, touched_bytes: int):
     gpu.touched_bytes = touched_bytes
     run = timed(gpu, size_bytes)
-    found = timing.measure(run, {"T": 1}, rounds=5)
+    found = measured(run)
     assert found.median_us == pytest.approx(MISS_US) and found.low_us == found.high_us
     assert found.policy == Policy() and found.input_copies == run.copies
     assert run.calls * run.repeats * run.stretches * MISS_US >= 0.9 * timing.ROUND_US
@@ -59,21 +67,21 @@ def test_without_memory_for_copies_a_cold_call_stands_alone_between_flushes(monk
 @pytest.mark.parametrize("launch", ["graph", "eager"])
 def test_warm_calls_find_their_inputs_where_these_fit(gpu: SimulatedGpu, launch: str):
     run = timed(gpu, 2 * MIB, launch, "warm")
-    found = timing.measure(run, {"T": 1}, rounds=5)
+    found = measured(run)
     assert found.median_us == pytest.approx(HIT_US if launch == "graph" else LAUNCH_US, rel=0.1)
     assert run.copies == 1 and gpu.flushes == 0
     too_large = timed(gpu, 2 * L2_BYTES, "graph", "warm")
-    assert timing.measure(too_large, {"T": 1}, 5).median_us == pytest.approx(MISS_US, rel=0.01)
+    assert measured(too_large).median_us == pytest.approx(MISS_US, rel=0.01)
 
 
 @pytest.mark.parametrize("l2", ["cold", "warm"])
 def test_eager_calls_cost_what_the_slower_of_host_and_kernel_takes(gpu: SimulatedGpu, monkeypatch, l2: str):
     expected = {"cold": MISS_US, "warm": LAUNCH_US}[l2]
-    found = timing.measure(timed(gpu, 64 << 10, "eager", l2), {"T": 1}, rounds=5)
+    found = measured(timed(gpu, 64 << 10, "eager", l2))
     assert found.median_us == pytest.approx(expected, rel=0.25) and found.median_us >= expected
     assert gpu.replays == 0 and gpu.launches > 100
     monkeypatch.setattr(simulated_gpu, "LAUNCH_US", 25.0)
-    assert timing.measure(timed(gpu, 64 << 10, "eager", l2), {"T": 1}, 5).median_us == pytest.approx(25.0, rel=0.25)
+    assert measured(timed(gpu, 64 << 10, "eager", l2)).median_us == pytest.approx(25.0, rel=0.25)
 
 
 class Nvml:
@@ -108,7 +116,7 @@ def test_the_gpu_is_read_while_it_works(gpu: SimulatedGpu, monkeypatch):
         return GpuState(sm_clock_mhz=1700.0)
 
     monkeypatch.setattr(timing, "read_gpu", read)
-    found = timing.measure(timed(gpu, 2 * MIB), {"T": 1}, rounds=5)
+    found = measured(timed(gpu, 2 * MIB))
     assert found.gpu == GpuState(sm_clock_mhz=1700.0) and seen[0] > 100
     both = timing.compare(timed(gpu, 2 * MIB), timed(gpu, 2 * MIB), {"T": 1}, rounds=5)
     assert both["first"]["gpu"]["sm_clock_mhz"] == both["second"]["gpu"]["sm_clock_mhz"] == 1700.0
@@ -123,7 +131,7 @@ def test_a_comparison_records_the_other_policies_too(gpu: SimulatedGpu, tmp_path
     answer = measure.Answer(tmp_path / "events")
     measure.serve(request, answer, lambda artifact: gpu.kernel)
     events = [measure.Event.model_validate_json(line) for line in (tmp_path / "events").read_text().splitlines()]
-    ((outcome,), _) = _collect(events)
+    (outcome,) = _collect(events)[0].values()
     assert [each["sizes"] for each in outcome.compared] == [{"T": 3}, {"T": 5}]
     for each in outcome.compared:
         assert each["ratio"] == pytest.approx(1.0) and each["first"]["policy"] == policy.model_dump()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -20,6 +21,8 @@ def say(event, artifact="", **data):
 request = json.load(sys.stdin)
 with open(os.environ["FAKE_LOG"], "a") as log:
     log.write(f"{os.getpid()}\\n")
+with open(os.environ["FAKE_LOG"] + ".requests", "a") as log:
+    log.write(json.dumps(request) + "\\n")
 mode = os.environ.get("FAKE_MODE", "")
 if mode == "no start":
     print("ImportError: no module named torch", file=sys.stderr); sys.exit(1)
@@ -49,14 +52,16 @@ for artifact in request["artifacts"][1 if request["compare"] else 0:]:
         say("failed", artifact, error="ArtifactRefused: altered")
         continue
     wrong = artifact == "wrong"
-    say("checked", artifact, ok=not wrong, cases=2, findings=["T=7: y is off"] if wrong else [])
+    if artifact not in request["passed"]:
+        say("checked", artifact, ok=not wrong, cases=2, findings=["T=7: y is off"] if wrong else [])
     if not wrong:
         say("measured", artifact, **timing(float(artifact[2:])))
-if mode == "second rung":
-    say("begin", request["artifacts"][0])
+for artifact in [*request["beside"], *request["artifacts"]]:
+    say("begin", artifact)
+    if artifact == mode:
+        os._exit(7)
+if request["beside"]:
     say("measured", request["artifacts"][0], **{**timing(1.5), "rounds": 9})
-    say("begin", request["artifacts"][1])
-    os._exit(7)
 say("end")
 """
 
@@ -80,6 +85,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         )
         return outcomes, seen, log.read_text().split()
 
+    call.requests = lambda: [json.loads(line) for line in Path(f"{log}.requests").read_text().splitlines()]
     return call
 
 
@@ -92,12 +98,36 @@ def test_one_worker_serves_all_that_behave(fake):
     assert len(pids) == 1
 
 
-def test_a_later_rung_replaces_the_first_and_a_fault_there_costs_its_own_artifact(fake):
-    outcomes, _, pids = fake("ok1", "ok2", "ok3", mode="second rung")
+BESIDE = {"beside": ("default", "incumbent"), "default_us": (2.0,)}
+
+
+def test_a_later_rung_replaces_the_first(fake):
+    outcomes, _, pids = fake("ok1", "ok2", **BESIDE)
     assert [timing.median_us for timing in outcomes[0].timings] == [1.5]
     assert {rounds: len(timings) for rounds, timings in outcomes[0].history.items()} == {3: 1, 9: 1}
-    assert outcomes[1].failure == "the worker ended with exit code 7"
-    assert outcomes[2].failure is None and outcomes[2].timings[0].rounds == 3 and len(pids) == 1
+    assert outcomes[1].failure is None and outcomes[1].timings[0].rounds == 3 and len(pids) == 1
+
+
+def test_a_fault_among_rounds_costs_its_own_artifact_and_the_others_are_timed_anew_but_not_checked(fake):
+    outcomes, seen, pids = fake("ok1", "wrong", "ok2", "ok3", mode="ok2", **BESIDE)
+    assert [o.failure for o in outcomes] == [None, "T=7: y is off", "the worker ended with exit code 7", None]
+    assert seen == ["wrong", "ok2", "ok1", "ok3"] and len(pids) == 2
+    assert [len(timings) for timings in outcomes[0].history.values()] == [1, 1]  # those of the second worker alone
+    assert all(o.checked == {"ok": True, "cases": 2, "findings": []} for o in (outcomes[0], outcomes[3]))
+    first, second = fake.requests()
+    assert second == {**first, "artifacts": ["ok1", "ok3"], "passed": ["ok1", "ok2", "ok3"]}
+
+
+def test_an_incumbent_that_fails_is_told_of_and_left_out_of_the_rest(fake):
+    outcomes, seen, pids = fake("ok1", "ok2", mode="incumbent", **BESIDE)
+    assert [o.failure for o in outcomes] == [None, None] and len(pids) == 2
+    assert seen == ["incumbent", "ok1", "ok2"]
+    assert [request["beside"] for request in fake.requests()] == [["default", "incumbent"], ["default"]]
+
+
+def test_a_default_that_fails_ends_it_in_one_line(fake):
+    with pytest.raises(worker.WorkerError, match=r"the default failed while others took turns with it: .* code 7"):
+        fake("ok1", "ok2", mode="default", **BESIDE)
 
 
 @pytest.mark.parametrize(

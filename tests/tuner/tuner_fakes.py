@@ -12,7 +12,7 @@ from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Device
 from dsv4.tuner.builders import Built
 from dsv4.tuner.halving import survivors
-from dsv4.tuner.protocol import Request, Timing, score_us
+from dsv4.tuner.protocol import Beside, Request, Timing, score_us
 from dsv4.tuner.worker import Outcome
 
 GPU = Device(name="Fake GPU", memory_bytes=80 << 30, sms=132, driver="580.1", cuda="13.0")
@@ -67,7 +67,7 @@ class FakeBuilder:
 
 class FakeGpu:
     """Measures by a formula: ``cost(config, sizes)`` in µs; ``wrong`` picks configurations that fail their check, and
-    ``hangs`` those that are killed for their silence."""
+    ``hangs`` those that are killed for their silence. In its n-th request the GPU is ``drift(n)`` times as slow."""
 
     def __init__(
         self,
@@ -77,9 +77,10 @@ class FakeGpu:
         again=None,
         hangs=lambda config: False,
         width: float = 0.0,
+        drift: Callable[[int], float] = lambda request: 1.0,
     ) -> None:
         self.builder, self.cost, self.wrong, self.again = builder, cost, wrong, again or cost
-        self.hangs, self.width = hangs, width
+        self.hangs, self.width, self.drift = hangs, width, drift
         self.requests: list[Request] = []
         self.interrupt_after: int | None = None
 
@@ -111,14 +112,30 @@ class FakeGpu:
             outcomes[folder].checked = {"ok": not bad, "cases": 3, "findings": ["T=7: y is off"] if bad else []}
         going_on = [folder for folder, outcome in outcomes.items() if outcome.failure is None]
         for rounds in request.rungs:
-            for folder in going_on:
-                for sizes in request.sizes:
-                    us = self.cost(configs[folder], sizes)
-                    spread = {"low_us": us * (1 - self.width / 2), "high_us": us * (1 + self.width / 2)}
-                    timing = Timing(sizes=sizes, median_us=us, rounds=rounds, input_copies=1, **spread)
+            scores = {}
+            for folder in (*request.beside, *going_on):
+                timings = [self._timing(request, folder, place, rounds) for place in range(len(request.sizes))]
+                scores[folder] = score_us(timings)
+                for timing in timings if folder in outcomes else ():
                     outcomes[folder].measured(timing)
-            scores = {folder: score_us(outcomes[folder].timings) for folder in going_on}
-            going_on = survivors(scores, request.incumbent_us)
+            known = [scores.pop(folder) for folder in request.beside]
+            going_on = survivors(scores, min(known, default=None))
         for outcome in outcomes.values():
             progress(outcome)
         return list(outcomes.values())
+
+    def _timing(self, request: Request, folder: str, place: int, rounds: int) -> Timing:
+        sizes, slower = request.sizes[place], self.drift(len(self.requests))
+        us = self.cost(self.builder.plans[folder].config, sizes)
+        low, high = 1 - self.width / 2, 1 + self.width / 2
+        beside = None
+        if request.beside:
+            default_us = self.cost(self.builder.plans[request.beside[0]].config, sizes)
+            ratio, anchor_us = us / default_us, request.default_us[place]
+            beside = Beside(
+                ratio=ratio, low=low * ratio, high=high * ratio, default_us=slower * default_us, anchor_us=anchor_us
+            )
+        return Timing(
+            sizes=sizes, median_us=slower * us, low_us=slower * low * us, high_us=slower * high * us, rounds=rounds,
+            input_copies=1, beside=beside,
+        )  # fmt: skip

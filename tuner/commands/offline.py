@@ -19,7 +19,9 @@ from dsv4.tuner.tried import spelled
 if TYPE_CHECKING:
     from dsv4.tuner.report import Report
 
-Study = Annotated[str | None, typer.Argument(help="A study or how its name begins (default: the newest).")]
+Study = Annotated[
+    str | None, typer.Argument(help="A study or how its name begins (default: the newest), or a recorded sweep's file.")
+]
 
 
 def cover_shapes(
@@ -80,6 +82,7 @@ def replay_study(
     samplers: Annotated[list[str], typer.Option("--sampler", help="What to judge; repeatable.")] = ["tpe", "random"],  # noqa: B006
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Searches of each sampler.")] = 20,
     within: Annotated[float, typer.Option("--within", min=0.0, help="Percent of the best to be found.")] = 2.0,
+    shape: Annotated[str | None, typer.Option("--shape", help="By the times at this one of its shapes alone.")] = None,
     op: select.Op = None,
     arch: select.Arch = None,
     storage: options.Storage = None,
@@ -90,7 +93,14 @@ def replay_study(
     Example: dsv4-tune replay --op fmha --arch sm_90a --seeds 20
     """
     report = gathered(study, op, arch, storage)
+    from dsv4.tuner.recorded import by_shape
     from dsv4.tuner.replay import recording, replay
+
+    if shape is not None:
+        told = [",".join(f"{name}={size}" for name, size in sizes.items()) for sizes in report.about["sizes"]]
+        if shape not in told:
+            raise UsageError(f"--shape: found '{shape}'; valid: {', '.join(told)}")
+        report = (by_shape(report) or [report])[told.index(shape)]
 
     recorded = recording(report)
     weak = recorded.weakness(report.default.us if report.default else None)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 def predict_configurations(
     studies: Annotated[
-        list[str] | None, typer.Argument(help="With --score: studies, or how their names begin.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="With --score: studies, or how their names begin, or files of recorded sweeps.", show_default=False
+        ),
     ] = None,
     op: select.Op = None,
     arch: select.Arch = None,
@@ -158,21 +161,29 @@ def score_studies(studies: list[str], op: str | None, arch: str | None, storage:
     """Print how well the model ranks what these studies have measured (none named: the newest one)."""
     reports = [gathered(study, op, arch, storage) for study in (studies or (None,))]
     from dsv4.tuner.cost.score import Recorded, score, transfers
+    from dsv4.tuner.recorded import by_shape
 
     recorded = [Recorded.of(report) for report in reports]
     scores = [score(report, shipped()) for report in recorded]
+    single = [score(Recorded.of(each), shipped()) for report in reports for each in by_shape(report)]
     moved = transfers(recorded)
     if json:
-        print_json({"scores": [asdict(each) for each in scores], "transfers": [asdict(each) for each in moved]})
+        print_json(
+            {
+                "scores": [asdict(each) for each in scores],
+                "single_shapes": [asdict(each) for each in single],
+                "transfers": [asdict(each) for each in moved],
+            }
+        )
         return
-    _show_scores(scores, moved)
+    _show_scores(scores, single, moved)
 
 
-def _show_scores(scores: list[Score], moved: list[Transfer]) -> None:
+def _show_scores(scores: list[Score], single: list[Score], moved: list[Transfer]) -> None:
     from dsv4.tuner.cost import score as aims
 
     table = Table("study", "GPU", "configurations", "Spearman", f"best of the first {aims.TOP}", "default", "off by")
-    for each in scores:
+    for each in (*scores, *single):
         rank = "–" if each.spearman is None else f"{each.spearman:.2f}"
         default = "–" if each.default_loss is None else f"+{each.default_loss:.1%}"
         table.add_row(
@@ -185,14 +196,17 @@ def _show_scores(scores: list[Score], moved: list[Transfer]) -> None:
             f"{each.error:.1%}",
         )
     print_table(table)
-    reached = sum((each.spearman or 0) >= aims.SPEARMAN_AIM for each in scores)
-    hits = sum(each.top_hits for each in scores)
-    out.print(
-        f"Spearman of {aims.SPEARMAN_AIM} or more in {reached} of {len(scores)}; a configuration within "
-        f"{aims.TOP_WITHIN:.0%} of the best among the first {aims.TOP} in {hits} of {len(scores)} (aim: "
-        f"{aims.TOP_SHARE_AIM:.0%}). Coefficients found without the operator.",
-        highlight=False,
-    )
+    for what, judged in (("sweeps", scores), ("single shapes", single)):
+        if judged:
+            reached = sum((each.spearman or 0) >= aims.SPEARMAN_AIM for each in judged)
+            hits = sum(each.top_hits for each in judged)
+            out.print(
+                f"Spearman of {aims.SPEARMAN_AIM} or more in {reached} of {len(judged)} {what}; a configuration within "
+                f"{aims.TOP_WITHIN:.0%} of the best among the first {aims.TOP} in {hits} of {len(judged)} (aim: "
+                f"{aims.TOP_SHARE_AIM:.0%}).",
+                highlight=False,
+            )
+    out.print("Coefficients found without the operator.", highlight=False)
     for each in scores:
         notes = ["its times are made up"] if each.is_fake else []
         notes += [each.weak] if each.weak else []

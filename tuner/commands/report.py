@@ -58,16 +58,19 @@ def report_study(
 def gathered(
     study: str | None, op: str | None, arch: str | None, storage: str | None, peers: Sequence[Path] = ()
 ) -> Report:
-    """The study that these options mean, with the peers in the files ``peers`` (none: those of a checkout). Raises
-    UsageError."""
+    """The study that these options mean, with the peers in the files ``peers`` (none: those of a checkout); or the
+    recorded sweep in the file ``study``, which has no peers. Raises UsageError."""
     select.Selection(op, arch)
-    where = _where(storage, op, arch)
     try:
         from dsv4.tuner.peers import read_result
+        from dsv4.tuner.recorded import read_report
         from dsv4.tuner.report import gather, pick_study
         from dsv4.tuner.storage import open_storage
     except ModuleNotFoundError as missing:
         raise UsageError(f"report needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
+    if study is not None and study.endswith(".json"):
+        return read_report(Path(study))
+    where = _where(storage, op, arch)
     opened = open_storage(where)
     files = [read_result(path) for path in peers]
     found = gather(opened, pick_study(opened, study, where), files or None)
