@@ -105,7 +105,26 @@ def compiled(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[An
         raise Unavailable("triton is not installed")
     torch.compiler.reset()
     function = torch.compile(formula, dynamic=False)
-    return lambda s: function(*arguments(s))
+    proved: list[bool] = []
+
+    def call(s: Inputs) -> Any:
+        if proved:
+            return function(*arguments(s))
+        try:
+            result = function(*arguments(s))
+        except Exception as error:  # the compiler raises classes of its own, for formulas that it cannot take
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise Unavailable(f"torch cannot compile it ({type(error).__name__}: {first_line(error)})") from None
+        proved.append(True)
+        return result
+
+    return call
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line of 200 characters at most."""
+    return " ".join(str(error).split())[:200]
 
 
 def bf16_position(values: Any) -> Any:

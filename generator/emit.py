@@ -18,7 +18,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import ruff  # type: ignore[import-untyped]
 from jinja2.runtime import Context
 
 from dsv4.generator.kernel import EmittedSource, KernelPlan
@@ -90,6 +89,8 @@ def header(plan: KernelPlan) -> str:
 @functools.lru_cache(maxsize=256)
 def format_source(text: str, name: str = "source") -> str:
     """``text`` as the pinned ruff formats it: its own settings only, no configuration file of any folder."""
+    import ruff  # type: ignore[import-untyped]  # a machine that only measures has none
+
     command = [ruff.find_ruff_bin(), "format", "--isolated", "--no-cache", "--quiet", "--target-version", "py311"]
     command += ["--line-length", str(LINE_LENGTH), "--stdin-filename", "source.py", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)

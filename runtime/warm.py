@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,11 +27,37 @@ def tiny_arguments(manifest: Manifest, device: torch.device) -> list[Any]:
     return [_tiny(argument, sizes, device) for argument in manifest.contract.arguments]
 
 
+_ARITHMETIC: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def extent(dimension: int | str, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension of a contract: a number, a name in ``sizes``, or ``+ - * //`` of such ("B + 1").
+
+    Raises ``ValueError`` for anything else.
+    """
+
+    def value(node: ast.AST) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in sizes:
+            return sizes[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"dimension: found {dimension!r}; valid: + - * // of numbers and {', '.join(sizes)}")
+
+    return dimension if isinstance(dimension, int) else value(ast.parse(dimension, mode="eval").body)
+
+
 def _tiny(argument: Argument, sizes: dict[str, int], device: torch.device) -> Any:
     if argument.optional:
         return None
     if argument.kind == "scalar":
         return True if argument.dtype == "bool" else 1 if argument.dtype.startswith(("i", "u")) else 1.0
-    shape = [d if isinstance(d, int) else sizes[d] for d in argument.shape]
+    shape = [extent(dimension, sizes) for dimension in argument.shape]
     dtype = TORCH_DTYPES[argument.dtype]
     return torch.zeros(math.prod(shape) * dtype.itemsize, dtype=torch.uint8, device=device).view(dtype).view(shape)

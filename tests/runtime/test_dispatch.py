@@ -164,6 +164,14 @@ def test_smallest_arguments_follow_the_contract(make: Any) -> None:
     assert x.dtype == w.dtype == torch.bfloat16 and (x == 0).all()
 
 
+def test_extents_are_arithmetic_and_nothing_else() -> None:
+    sizes = {"B": 3, "T": 16}
+    assert [warm.extent(each, sizes) for each in (7, "T", "B + 1", "T//4*B-1")] == [7, 16, 4, 11]
+    for text in ("C + 1", "B.real", "max(B, 1)", "B ** 9", "'B'"):
+        with pytest.raises(ValueError, match="valid: "):
+            warm.extent(text, sizes)
+
+
 def test_kernel_gets_the_contracts_order_and_rows(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
