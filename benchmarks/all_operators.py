@@ -27,6 +27,7 @@ ORDER = (
     # never measured, and the longest of a decoding step
     "sparse_attention_decode",
     "fmha_varlen",
+    "sparse_attention_prefill",
     # the longest of a decoding step, and those that were changed since they were measured
     "mhc_post_pre",
     "sample",

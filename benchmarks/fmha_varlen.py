@@ -222,7 +222,10 @@ def torch_varlen(case: Case) -> Call:
 
     def call(s: Inputs) -> Any:
         rows, starts = (s["q"], s["k_rows"], s["v_rows"]), s["cu_seqlens_q"]
-        return function(*rows, starts, starts, longest, longest, window_size=window, enable_gqa=True)
+        try:
+            return function(*rows, starts, starts, longest, longest, window_size=window, enable_gqa=True)
+        except TypeError as error:  # an older torch, whose function knows no groups of heads
+            raise Unavailable(f"this torch's varlen_attn cannot ({error})") from None
 
     return call
 

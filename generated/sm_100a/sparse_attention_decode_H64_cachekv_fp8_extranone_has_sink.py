@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=148, q_tmem_columns=384, pv_n_tile=256, opt_level=3
-# spec sha256: 93c7d5d64b83ae1641d1b09b84ebadb1763e44ab2d93fe9f1576d6ac51e8eb57
+# spec sha256: e7f4964908391d7f1180a395d1b57804bb2877e408c1a142792fddd7359e62f3
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised
@@ -21,9 +21,9 @@ from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.memory import SmemAllocator
 
 from dsv4.generator.device import (
+    kv_feed,
     kv_rows,
     sm90_decode_output,
-    sm90_sparse_decode,
     sm100_sparse_decode,
     sm100_sparse_mma,
     sm100_sparse_output,
@@ -185,10 +185,8 @@ def sparse_attention_decode_kernel(
     scale_log2 = softmax_scale * softmax.LOG2_E
     if warp < SOFTMAX_WARP:
         # Gathering warps.
-        raw = storage.raw.data_ptr() + warp * (kv_rows.SLOTS * kv_rows.SLOT_BYTES)
-        sm90_sparse_decode.feed(
-            segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS
-        )
+        raw = storage.raw.data_ptr() + warp * 9216
+        kv_feed.feed(4, segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS)
         if splits > 1:
             exchange_statistics()
             meet()

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
-# config: splits=0, split_ctas=132, pair=0, operand_order=heads_as_rows, raw_slots=4, q_register_columns=256, opt_level=3
-# spec sha256: 49af09daf75ad0c6869b2d1a645e0968968a50a882a9ecbc9ca7f098eb2febe0
+# config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, raw_slots=4, q_register_columns=128, opt_level=3
+# spec sha256: b64bb35080c38a32af9a3c95c9975a91a812bfefad760402cd8262c3847a0def
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -15,6 +15,7 @@ from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.memory import SmemAllocator
 
 from dsv4.generator.device import (
+    kv_feed,
     kv_rows,
     sm90_decode_output,
     sm90_sparse_decode,
@@ -48,7 +49,7 @@ HEAD_BLOCKS = 1  # of 64 heads or what is left, a cluster each
 HEAD_DIM = 512
 SPLIT_CTAS = 132  # up to which the keys of a query are split among CTAs
 SLOTS = 2  # tiles of keys in shared memory
-Q_REGISTER_COLUMNS = 256
+Q_REGISTER_COLUMNS = 128
 THREADS = 512
 SCORE_WARP = 4
 VALUE_WARP = 8
@@ -57,8 +58,8 @@ VALUE_WARP = 8
 @cute.struct
 class SharedStorage:
     sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
-    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 16384], 1024]
-    sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 8192], 1024]
+    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 24576], 1024]
+    sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 4096], 1024]
     raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
     statistics: cute.struct.Align[cute.struct.MemRange[Float32, 1024], 16]
     factors: cute.struct.Align[cute.struct.MemRange[Float32, 128], 16]
@@ -101,8 +102,8 @@ def sparse_attention_decode_kernel(
     # Shared memory: the ring of tiles, the rest of Q, P, raw rows, what the roles tell one another.
     storage = SmemAllocator().allocate(SharedStorage)
     key_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, SLOTS)
-    p_layout = sm90_wgmma.k_major_smem_layout(64, 64, SLOTS)
-    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 8192
+    p_layout = sm90_wgmma.k_major_smem_layout(64, 64, 1)
+    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 4096
     ring = sm90_sparse_decode.Ring(
         keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
         p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
@@ -120,7 +121,7 @@ def sparse_attention_decode_kernel(
     )
     if warp == 0:
         with cute.arch.elect_one():
-            sm90_sparse_decode.init_barriers(barriers, SLOTS)
+            sm90_sparse_decode.init_barriers(barriers, SLOTS, 4)
         cute.arch.mbarrier_init_fence()
     cute.arch.sync_threads()
     if splits > 1:
@@ -132,7 +133,7 @@ def sparse_attention_decode_kernel(
 
     segments = []
     for pool, index, length, page in zip(pools, indices, lengths, pages, strict=True):
-        rows = Int64(pool.shape[0]) * Int64(page)
+        rows = Int64(pool.shape[0]) * Int64(kv_rows.rows_of_page(page))
         is_table = len(index.shape) == 2
         if cutlass.const_expr(is_table):
             own, keys = index[request, None], length[request, query]
@@ -152,17 +153,16 @@ def sparse_attention_decode_kernel(
     scale_log2 = softmax_scale * softmax.LOG2_E
     if warp < SCORE_WARP:
         # Gathering warps.
-        cute.arch.setmaxregister_decrease(48)
-        raw = storage.raw.data_ptr() + warp * (kv_rows.SLOTS * kv_rows.SLOT_BYTES)
-        sm90_sparse_decode.feed(
-            segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS
-        )
+        cute.arch.setmaxregister_decrease(96)
+        raw = storage.raw.data_ptr() + warp * 9216
+        kv_feed.feed(4, segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS)
         if splits > 1:
             exchange_statistics()
             cute.arch.cluster_arrive()
             cute.arch.cluster_wait()
     elif warp < VALUE_WARP:
         # Scores and softmax.
+        cute.arch.setmaxregister_decrease(96)
         own_thread = thread - 32 * SCORE_WARP
         q_registers = cute.make_rmem_tensor(((2, 2, 2), 1, Q_REGISTER_COLUMNS // 16), BFloat16)
         q_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM - Q_REGISTER_COLUMNS, 1)
@@ -199,7 +199,7 @@ def sparse_attention_decode_kernel(
             cute.arch.cluster_wait()
     else:
         # Values: each warpgroup 256 columns of O.
-        cute.arch.setmaxregister_increase(168)
+        cute.arch.setmaxregister_increase(160)
         part, own_thread = (warp - VALUE_WARP) // 4, (thread - 32 * VALUE_WARP) % 128
         accs_o = [sm90_wgmma.accumulator(sm90_sparse_decode.PRODUCT_COLUMNS) for _ in range(2)]
         sm90_sparse_decode.add_values(tiles, part, ring, barriers, accs_o, own_thread, SLOTS)
@@ -290,6 +290,8 @@ def launch(
     for _ in range(3):
         if 2 * splits * ctas <= SPLIT_CTAS and splits < tiles:
             splits = 2 * splits
+    # The host prepares the divisions by the pages, which would be waited for in each tile.
+    pages = tuple(cute.fast_divmod_create_divisor_v2(page) for page in pages)
     sparse_attention_decode_kernel(
         *(
             q,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Int64, Uint32
-from cutlass.cutlass_dsl import dsl_user_op
+from cutlass._mlir import ir
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.inline_asm import memory_asm
+from dsv4.generator.device.inline_asm import memory_asm, reading_asm
 
 
 @dsl_user_op
@@ -50,7 +52,10 @@ def copy_to_cta(target: Int32, source: Int32, count: int, barrier: Int32, *, loc
 
 @dsl_user_op
 def send_word(address: Int32, word: Uint32, barrier: Int32, *, loc=None, ip=None) -> None:
-    """Store 32 bits in another CTA's shared memory; they count on an mbarrier there (see :func:`send_shared`)."""
+    """Store 32 bits in another CTA's shared memory; they count on the mbarrier at ``barrier``.
+
+    Both are ``shared::cluster`` addresses in that CTA, which has begun and does not end before the bytes are there.
+    """
     operands = [
         Int32(address).ir_value(loc=loc, ip=ip),
         Uint32(word).ir_value(loc=loc, ip=ip),
@@ -58,27 +63,6 @@ def send_word(address: Int32, word: Uint32, barrier: Int32, *, loc=None, ip=None
     ]
     text = "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [$0], $1, [$2];"
     memory_asm(operands, text, "r,r,r", loc, ip)
-
-
-@dsl_user_op
-def _send_vector(address: Int32, words: tuple, barrier: Int32, *, loc=None, ip=None) -> None:
-    operands = [
-        Int32(address).ir_value(loc=loc, ip=ip),
-        *[Uint32(word).ir_value(loc=loc, ip=ip) for word in words],
-        Int32(barrier).ir_value(loc=loc, ip=ip),
-    ]
-    text = "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [$0], {$1, $2, $3, $4}, [$5];"
-    memory_asm(operands, text, "r,r,r,r,r,r", loc, ip)
-
-
-@cute.jit
-def send_shared(address: Int32, registers: cute.Tensor, barrier: Int32) -> None:
-    """Store four 32-bit registers as 16 bytes at ``address`` of another CTA; they count on the mbarrier ``barrier``.
-
-    Both are ``shared::cluster`` addresses in that CTA, which has begun and does not end before the bytes are there.
-    Whoever has waited for the barrier may read them, the tensor cores after a proxy fence.
-    """
-    _send_vector(address, (registers[0], registers[1], registers[2], registers[3]), barrier)
 
 
 @cute.jit
@@ -95,12 +79,38 @@ def load_shared(address: Int32, registers: cute.Tensor) -> None:
     cute.copy(atom, shared_vector(address), registers)
 
 
+@dsl_user_op
+def load_shared_if(address: Int32, wanted: Uint32, *, loc=None, ip=None) -> tuple[Uint32, Uint32, Uint32, Uint32]:
+    """The 16 bytes at ``address`` where ``wanted`` is not 0, else zeros and nothing is read; without a branch."""
+    text = (
+        "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, $5, 0;\n\t"
+        "mov.b32 $0, 0;\n\tmov.b32 $1, 0;\n\tmov.b32 $2, 0;\n\tmov.b32 $3, 0;\n\t"
+        "@wanted ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];\n\t}"
+    )
+    operands = [Int32(address).ir_value(loc=loc, ip=ip), Uint32(wanted).ir_value(loc=loc, ip=ip)]
+    four = ir.Type.parse("!llvm.struct<(i32, i32, i32, i32)>")
+    result = reading_asm(four, operands, text, "=&r,=&r,=&r,=&r,r,r", loc, ip)
+    first, second, third, fourth = (Uint32(llvm.extractvalue(T.i32(), result, [i], loc=loc, ip=ip)) for i in range(4))
+    return first, second, third, fourth
+
+
+@dsl_user_op
+def _store_words_if(address: Int32, words: tuple, wanted: Uint32, *, loc=None, ip=None) -> None:
+    operands = [
+        Int32(address).ir_value(loc=loc, ip=ip),
+        *[Uint32(word).ir_value(loc=loc, ip=ip) for word in words],
+        Uint32(wanted).ir_value(loc=loc, ip=ip),
+    ]
+    text = (
+        "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, $5, 0;\n\t@wanted st.shared.v4.b32 [$0], {$1, $2, $3, $4};\n\t}"
+    )
+    memory_asm(operands, text, "r,r,r,r,r,r", loc, ip)
+
+
 @cute.jit
-def load_shared_pair(address: Int32, registers: cute.Tensor) -> None:
-    """Load 8 bytes at ``address``, a multiple of 8, into two 32-bit registers."""
-    pointer = cute.make_ptr(Uint32, address, cute.AddressSpace.smem, assumed_align=8)
-    atom = cute.make_copy_atom(cute.nvgpu.CopyS2ROp(), Uint32, num_bits_per_copy=64)
-    cute.copy(atom, cute.make_tensor(pointer, cute.make_layout(2)), registers)
+def store_shared_if(address: Int32, registers: cute.Tensor, wanted: Uint32) -> None:
+    """Store four 32-bit registers as 16 bytes at ``address`` where ``wanted`` is not 0, without a branch."""
+    _store_words_if(address, (registers[0], registers[1], registers[2], registers[3]), wanted)
 
 
 @cute.jit

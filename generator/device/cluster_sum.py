@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cutlass import Float32, Int32
-from cutlass.cutlass_dsl import dsl_user_op
+from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.inline_asm import memory_asm
+from dsv4.generator.device.inline_asm import memory_asm, pure_asm
 
 
 @dsl_user_op
@@ -29,17 +29,23 @@ def store_to_cta(target, rank: Int32, value: Float32, *, loc=None, ip=None) -> N
 
 
 @dsl_user_op
-def store_pair_to_cta(address: Int32, rank: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> None:
-    """Store two float32 at ``address`` (a multiple of 8) of CTA ``rank``'s shared memory; see ``store_to_cta``."""
+def shift_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
+    """What has to be added to an address in this CTA's shared memory to get that of the same place in CTA ``rank``'s.
+
+    The result of ``mapa`` has to be waited for; a sum has not, so that stores to one CTA go out one after another.
+    ``address``: any in this CTA's shared memory.
+    """
+    text = "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, $1, $2;\n\tsub.s32 $0, there, $1;\n\t}"
+    operands = [Int32(address).ir_value(loc=loc, ip=ip), Int32(rank).ir_value(loc=loc, ip=ip)]
+    return Int32(pure_asm(T.i32(), operands, text, "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def store_pair(address: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> None:
+    """Store two float32 at a ``shared::cluster`` address, a multiple of 8; see ``store_to_cta``."""
     operands = [
         Int32(address).ir_value(loc=loc, ip=ip),
-        Int32(rank).ir_value(loc=loc, ip=ip),
         Float32(a).ir_value(loc=loc, ip=ip),
         Float32(b).ir_value(loc=loc, ip=ip),
     ]
-    text = (
-        "{\n\t.reg .b32 address;\n\t"
-        "mapa.shared::cluster.u32 address, $0, $1;\n\t"
-        "st.shared::cluster.v2.f32 [address], {$2, $3};\n\t}"
-    )
-    memory_asm(operands, text, "r,r,f,f", loc, ip)
+    memory_asm(operands, "st.shared::cluster.v2.f32 [$0], {$1, $2};", "r,f,f", loc, ip)

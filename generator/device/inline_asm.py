@@ -19,3 +19,11 @@ def memory_asm(operands, text, constraints, loc, ip):
         None, operands, text, constraints + ",~{memory}", has_side_effects=True, is_align_stack=False,
         asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
     )  # fmt: skip
+
+
+def reading_asm(result, operands, text, constraints, loc, ip):
+    """``text`` reads memory and gives a value of type ``result``: it stays where it is among all other accesses."""
+    return llvm.inline_asm(
+        result, operands, text, constraints + ",~{memory}", has_side_effects=True, is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
+    )  # fmt: skip

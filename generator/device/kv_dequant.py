@@ -12,17 +12,13 @@ change places from row to row. So neither loads nor stores of a quarter warp mee
 
 from __future__ import annotations
 
-import cutlass
-import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass._mlir import ir
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.bulk_rows import load_shared, store_shared
-from dsv4.generator.device.e8m0 import NAN_CODE
 from dsv4.generator.device.inline_asm import pure_asm
-from dsv4.generator.device.kv_rows import SLOT_BYTES, SLOT_ROWS, TILE_KEYS
+from dsv4.generator.device.kv_rows import SLOT_ROWS, TILE_KEYS
 from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_CODES
 
 PIECE_BYTES = 16
@@ -54,59 +50,18 @@ def scaled_codes(codes: Uint32, scales: Uint32, *, loc=None, ip=None) -> tuple[U
     return first, second
 
 
-@cute.jit
-def scale_pair(code: Uint32) -> Uint32:
-    """An E8M0 code (0 … 255) as two equal bf16: 2^(code − 127), of which code 0 is subnormal; NaN for 255."""
-    bits = code << Uint32(7)
-    bits = Uint32(0x0040) if code == Uint32(0) else bits
-    bits = Uint32(0x7FC0) if code == Uint32(NAN_CODE) else bits
-    return bits | (bits << Uint32(16))
+@dsl_user_op
+def scale_pair_of(scales: Uint32, number: Int32, *, loc=None, ip=None) -> Uint32:
+    """Byte ``number`` (0 … 3) of ``scales``, an E8M0 code, as two equal bf16: 2^(code − 127), NaN for 255.
 
-
-@cute.jit
-def dequantise_slot(
-    slot: cutlass.Constexpr[int],
-    raw: Int32,
-    tile: Int32,
-    first_row: Int32,
-    keys: Uint32,
-    low: Uint32,
-    high: Uint32,
-    lane: Int32,
-) -> None:
-    """The eight rows of a raw slot, to rows ``first_row`` … + 7 (a multiple of 8) of the tile at address ``tile``.
-
-    ``raw`` is the address of the warp's slots; bit i of ``keys`` says whether lane i's key counts, ``low`` and ``high``
-    are its scales: those of row r of the slot are lane 8·slot + r's. A row that does not count becomes zeros, whatever
-    lies in the slot. All lanes of the warp call.
+    Code 0 is subnormal. Seven instructions: both ends of the codes have bit 6 of the mantissa set.
     """
-    quarter, odd, vector = lane >> 3, (lane >> 2) & 1, lane & 3
-    source = raw + slot * SLOT_BYTES + odd * KV_BODY_BYTES + quarter * 64 + vector * PIECE_BYTES
-    target = tile + quarter * BLOCK_BYTES + (first_row + odd) * ROW_BYTES + ((2 * vector) ^ odd) * PIECE_BYTES
-    counts = keys >> Uint32(slot * SLOT_ROWS + odd)
-    for pair in cutlass.range_constexpr(SLOT_ROWS // 2):
-        for half in cutlass.range_constexpr(2):  # blocks 0 … 3, then 4 … 6
-            scales = cute.arch.shuffle_sync(low if half == 0 else high, slot * SLOT_ROWS + 2 * pair + odd)
-            if quarter + 4 * half < CODE_BLOCKS:
-                codes = cute.make_rmem_tensor((4,), Uint32)
-                codes.fill(0)
-                factor = Uint32(0)
-                if counts & Uint32(1 << (2 * pair)) != Uint32(0):
-                    load_shared(source + 2 * pair * KV_BODY_BYTES + half * 256, codes)
-                    factor = scale_pair((scales >> Uint32(8 * quarter)) & Uint32(0xFF))
-                for side in cutlass.range_constexpr(2):
-                    piece = cute.make_rmem_tensor((4,), Uint32)
-                    piece[0], piece[1] = scaled_codes(codes[2 * side], factor)
-                    piece[2], piece[3] = scaled_codes(codes[2 * side + 1], factor)
-                    place = target ^ ((2 * pair) ^ side) * PIECE_BYTES
-                    store_shared(place + 4 * half * BLOCK_BYTES + 2 * pair * ROW_BYTES, piece)
-    rotary_block = tile + CODE_BLOCKS * BLOCK_BYTES + first_row * ROW_BYTES
-    rotary_source = raw + slot * SLOT_BYTES + KV_CODES
-    for half in cutlass.range_constexpr(SLOT_ROWS * ROTARY_PIECES // 32):
-        number = half * 32 + lane
-        own_row, own_piece = number >> 3, number & 7  # eight pieces a row
-        numbers = cute.make_rmem_tensor((4,), Uint32)
-        numbers.fill(0)
-        if (keys >> Uint32(slot * SLOT_ROWS + own_row)) & Uint32(1) != Uint32(0):
-            load_shared(rotary_source + own_row * KV_BODY_BYTES + own_piece * PIECE_BYTES, numbers)
-        store_shared(rotary_block + own_row * ROW_BYTES + (own_piece ^ own_row) * PIECE_BYTES, numbers)
+    text = (
+        "{\n\t.reg .b32 byte, code, next, bits, special;\n\t.reg .pred end;\n\t"
+        "or.b32 byte, $2, 0x4440;\n\tprmt.b32 code, $1, 0, byte;\n\t"
+        "add.u32 next, code, 1;\n\tand.b32 next, next, 0xFE;\n\tsetp.eq.u32 end, next, 0;\n\t"  # 0 and 255
+        "shl.b32 bits, code, 7;\n\tor.b32 special, bits, 0x40;\n\tselp.b32 bits, special, bits, end;\n\t"
+        "prmt.b32 $0, bits, 0, 0x1010;\n\t}"
+    )
+    operands = [Uint32(scales).ir_value(loc=loc, ip=ip), Int32(number).ir_value(loc=loc, ip=ip)]
+    return Uint32(pure_asm(T.i32(), operands, text, "=r,r,r", loc, ip))

@@ -15,12 +15,13 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, Int64, Uint32
 
 from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
-from dsv4.generator.device.bulk_rows import copy_row
 from dsv4.generator.device.kv_dequant import TILE_BYTES
-from dsv4.generator.device.kv_dequant_four import ROWS, SLOT_BYTES, dequantise_four
+from dsv4.generator.device.kv_dequant_rows import dequantise_rows
 from dsv4.generator.device.page_rows import KV_BODY_BYTES
 
 WARPS = 8
+ROWS = 4
+SLOT_BYTES = ROWS * KV_BODY_BYTES
 WARP_KEYS = kv_rows.TILE_KEYS // WARPS
 GROUP_TILES = 32 // WARP_KEYS
 TILE_SLOTS = WARP_KEYS // ROWS  # raw slots that a warp's keys of a tile take
@@ -37,37 +38,24 @@ class Group(NamedTuple):
 
 
 @cute.jit
-def load_rows(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, warp: Int32, lane: Int32) -> Int32:
-    """The flat row of this lane's key of the group that begins at ``tile``, −1 where it has none."""
-    own_tile = tile + lane // WARP_KEYS
-    row = Int32(-1)
-    if own_tile < last_tile:
-        key = (warp & 1) * WARP_KEYS + lane % WARP_KEYS  # of the 16 that are one warp's elsewhere
-        row = kv_rows.load_row(segments, own_tile, warp >> 1, key)
-    return row
+def load_entries(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, warp: Int32, lane: Int32) -> Int32:
+    """What stands in the index for this lane's key of the group that begins at ``tile`` (``kv_rows.load_entry``)."""
+    return kv_rows.load_entry(segments, tile + lane // WARP_KEYS, last_tile, warp, lane % WARP_KEYS, WARP_KEYS)
 
 
 @cute.jit
-def locate(segments: cutlass.Constexpr, tile: Int32, row: Int32, lane: Int32) -> Group:
-    """The group that begins at ``tile``, whose rows are loaded: addresses, and the scales on their way."""
+def rows_of(segments: cutlass.Constexpr, tile: Int32, entry: Int32, warp: Int32, lane: Int32) -> Int32:
+    """The flat row of this lane's key of the group that begins at ``tile``, −1 where it has none."""
+    return kv_rows.row_of(segments, tile + lane // WARP_KEYS, entry, warp, lane % WARP_KEYS, WARP_KEYS)
+
+
+@cute.jit
+def locate(segments: cutlass.Constexpr, tile: Int32, entry: Int32, warp: Int32, lane: Int32) -> Group:
+    """The group that begins at ``tile``, whose entries are loaded: addresses, and the scales on their way."""
+    row = rows_of(segments, tile, entry, warp, lane)
     body, tail = kv_rows.address_of(segments, tile + lane // WARP_KEYS, row)
     low, high = kv_rows.load_scales(tail, row >= 0)
     return Group(body, row >= 0, low, high)
-
-
-@cute.jit
-def ask_for_rows(number: Int32, body: Int64, is_key: Boolean, raw: Int32, full, lane: Int32) -> None:
-    """Start the copies of the rows of lanes 4·number … + 3 that are keys, to the slot at ``raw``; ``full`` counts them.
-
-    All lanes of the warp call, after all of them have read what was in the slot.
-    """
-    is_ours = is_key and lane // ROWS == number
-    count = cute.arch.popc(cute.arch.vote_ballot_sync(is_ours))
-    with cute.arch.elect_one():
-        cute.arch.mbarrier_arrive_and_expect_tx(full, count * KV_BODY_BYTES)
-    cute.arch.sync_warp()
-    if is_ours:
-        copy_row(raw + lane % ROWS * KV_BODY_BYTES, body, KV_BODY_BYTES, full.toint())
 
 
 @cute.jit
@@ -86,21 +74,21 @@ def feed(
     """Gathering warp ``warp`` (0 … 7): its keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
 
     ``raw`` points to the warp's ``raw_slots`` (2 … 8) slots of ``SLOT_BYTES``, ``barriers.raw_full`` to the mbarriers
-    of all warps' slots. A group's row numbers are loaded two groups ahead, its scales one group ahead.
+    of all warps' slots. A group's entries are loaded two groups ahead, its scales one group ahead.
     """
     assert 2 <= raw_slots <= GROUP_SLOTS
     keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
     full = barriers.raw_full + warp * raw_slots
-    own = locate(segments, first_tile, load_rows(segments, first_tile, last_tile, warp, lane), lane)
+    own = locate(segments, first_tile, load_entries(segments, first_tile, last_tile, warp, lane), warp, lane)
     body, is_key, low, high = own.body, own.is_key, own.low, own.high
-    next_row = load_rows(segments, first_tile + GROUP_TILES, last_tile, warp, lane)
+    entry = load_entries(segments, first_tile + GROUP_TILES, last_tile, warp, lane)
     for number in cutlass.range_constexpr(raw_slots):
         if first_tile + number // TILE_SLOTS < last_tile:
-            ask_for_rows(number, body, is_key, raw_address + number * SLOT_BYTES, full + number, lane)
+            kv_rows.ask_for_rows(ROWS, number, body, is_key, raw_address + number * SLOT_BYTES, full + number, lane)
     slot, phase, raw_slot, raw_phase = Int32(0), Int32(0), Int32(0), Int32(0)
     for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
-        further = locate(segments, group_tile + GROUP_TILES, next_row, lane)
-        row_after = load_rows(segments, group_tile + 2 * GROUP_TILES, last_tile, warp, lane)
+        further = locate(segments, group_tile + GROUP_TILES, entry, warp, lane)
+        entry = load_entries(segments, group_tile + 2 * GROUP_TILES, last_tile, warp, lane)
         keys = Uint32(cute.arch.vote_ballot_sync(is_key))
         for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
             cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
@@ -110,18 +98,20 @@ def feed(
                 own_raw = raw_address + raw_slot * SLOT_BYTES
                 cute.arch.mbarrier_wait(full + raw_slot, raw_phase)
                 row = warp * WARP_KEYS + part * ROWS
-                dequantise_four(own_raw, tile_address, row, number * ROWS, keys, low, high, lane)
+                dequantise_rows(ROWS, own_raw, tile_address, row, number * ROWS, keys, low, high, lane, 2)
                 cute.arch.sync_warp()
                 ahead = number + raw_slots
                 if group_tile + ahead // TILE_SLOTS < last_tile:
                     ahead_body, ahead_is_key = body, is_key
                     if ahead >= GROUP_SLOTS:
                         ahead_body, ahead_is_key = further.body, further.is_key
-                    ask_for_rows(ahead % GROUP_SLOTS, ahead_body, ahead_is_key, own_raw, full + raw_slot, lane)
+                    kv_rows.ask_for_rows(
+                        ROWS, ahead % GROUP_SLOTS, ahead_body, ahead_is_key, own_raw, full + raw_slot, lane
+                    )
                 raw_slot, raw_phase = sm90_ring.next_position(raw_slot, raw_phase, raw_slots)
             _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
             slot, phase = sm90_ring.next_position(slot, phase, slots)
-        body, is_key, low, high, next_row = further.body, further.is_key, further.low, further.high, row_after
+        body, is_key, low, high = further.body, further.is_key, further.low, further.high
 
 
 @cute.jit
@@ -138,9 +128,10 @@ def feed_plain(
     """``feed`` for rows of bf16, which need no raw slots: a tile is on its way while those before are worked on."""
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
-    row = load_rows(segments, first_tile, last_tile, warp, lane)
+    entry = load_entries(segments, first_tile, last_tile, warp, lane)
     for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
-        next_row = load_rows(segments, group_tile + GROUP_TILES, last_tile, warp, lane)
+        row = rows_of(segments, group_tile, entry, warp, lane)
+        entry = load_entries(segments, group_tile + GROUP_TILES, last_tile, warp, lane)
         keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
         for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
             own_row = cute.arch.shuffle_sync(row, tile * WARP_KEYS + lane % WARP_KEYS)
@@ -150,7 +141,6 @@ def feed_plain(
             cute.arch.cp_async_wait_group(0)
             _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
             slot, phase = sm90_ring.next_position(slot, phase, slots)
-        row = next_row
 
 
 @cute.jit

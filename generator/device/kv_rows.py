@@ -29,11 +29,13 @@ SLOT_BYTES = SLOT_ROWS * KV_BODY_BYTES
 class Segment(NamedTuple):
     """Keys of one pool: ``pool`` u8 [pages, page bytes], ``page`` its rows a page, ``rows`` of it in all (Int64).
 
+    ``page`` is an Int32, or a ``FastDivmodDivisorV2`` that the host made of it, by which a division is not waited for.
+
     ``index`` [K]: the query's flat rows, or with ``is_table`` its pages, all of whose rows are keys, one after another.
     ``keys``: how many keys there are."""
 
     pool: cute.Tensor
-    page: Int32
+    page: Int32 | cute.FastDivmodDivisorV2
     index: cute.Tensor
     keys: Int32
     rows: Int64
@@ -47,6 +49,26 @@ def tiles_of(keys: Int32) -> Int32:
 
 
 @cute.jit
+def rows_of_page(page) -> Int32:
+    """The number that a segment's ``page`` stands for."""
+    rows = page
+    if cutlass.const_expr(isinstance(page, cute.FastDivmodDivisorV2)):
+        rows = Int32(page.divisor)
+    return rows
+
+
+@cute.jit
+def page_and_offset(number: Int32, page) -> tuple[Int32, Int32]:
+    """The page of a row or key and its place there. ``number`` is not negative."""
+    if cutlass.const_expr(isinstance(page, cute.FastDivmodDivisorV2)):
+        quotient, offset = divmod(number, page)
+    else:
+        quotient = Int32(Uint32(number) // Uint32(page))  # unsigned: the shorter division
+        offset = number - quotient * page
+    return quotient, offset
+
+
+@cute.jit
 def load_row(
     segments: cutlass.Constexpr,
     tile: Int32,
@@ -54,38 +76,100 @@ def load_row(
     lane: Int32,
     warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
 ) -> Int32:
-    """The flat row of this lane's key of ``tile``, −1 where it has none. Lanes from ``warp_keys`` on have none."""
-    row = Int32(-1)
+    """The flat row of this lane's key of ``tile``, −1 where it has none. Lanes from ``warp_keys`` on have none.
+
+    It waits for the memory: see :func:`load_entry` and :func:`row_of`.
+    """
+    entry = load_entry(segments, tile, tile + 1, warp, lane, warp_keys)
+    return row_of(segments, tile, entry, warp, lane, warp_keys)
+
+
+@cute.jit
+def load_entry(
+    segments: cutlass.Constexpr,
+    tile: Int32,
+    last_tile: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+) -> Int32:
+    """What stands in the index for this lane's key of ``tile``: a row, or the page of one; −1 where it has none.
+
+    Nothing is done with it here, so that nobody waits for it: :func:`row_of` says which row that is. From ``last_tile``
+    on there are no keys.
+    """
+    entry = Int32(-1)
+    if tile < last_tile:
+        first = segments[0]
+        if cutlass.const_expr(len(segments) == 1):
+            entry = _entry_of(first, tile, warp, lane, warp_keys)
+        else:
+            first_tiles = tiles_of(first.keys)
+            if tile < first_tiles:
+                entry = _entry_of(first, tile, warp, lane, warp_keys)
+            else:
+                entry = _entry_of(segments[1], tile - first_tiles, warp, lane, warp_keys)
+    return entry
+
+
+@cute.jit
+def _entry_of(
+    segment: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32, warp_keys: cutlass.Constexpr[int]
+) -> Int32:
+    key = tile * TILE_KEYS + warp * warp_keys + lane
+    entry = Int32(-1)
+    if lane < warp_keys and key < segment.keys:
+        if cutlass.const_expr(segment.is_table):
+            number, _ = page_and_offset(key, segment.page)
+            if number < segment.index.shape[0]:
+                entry = segment.index[number]
+        else:
+            entry = segment.index[key]
+    return entry
+
+
+@cute.jit
+def row_of(
+    segments: cutlass.Constexpr,
+    tile: Int32,
+    entry: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+) -> Int32:
+    """The flat row of this lane's key of ``tile``, from what ``load_entry`` gave for it; −1 where it has none."""
     first = segments[0]
+    row = Int32(-1)
     if cutlass.const_expr(len(segments) == 1):
-        row = _row_of(first, tile, warp, lane, warp_keys)
+        row = _row_of(first, tile, entry, warp, lane, warp_keys)
     else:
         first_tiles = tiles_of(first.keys)
         if tile < first_tiles:
-            row = _row_of(first, tile, warp, lane, warp_keys)
+            row = _row_of(first, tile, entry, warp, lane, warp_keys)
         else:
-            row = _row_of(segments[1], tile - first_tiles, warp, lane, warp_keys)
+            row = _row_of(segments[1], tile - first_tiles, entry, warp, lane, warp_keys)
     return row
 
 
 @cute.jit
 def _row_of(
-    segment: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32, warp_keys: cutlass.Constexpr[int]
+    segment: cutlass.Constexpr,
+    tile: Int32,
+    entry: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int],
 ) -> Int32:
-    key = tile * TILE_KEYS + warp * warp_keys + lane
-    row = Int32(-1)
-    if lane < warp_keys and key < segment.keys:
-        if cutlass.const_expr(segment.is_table):
-            number = Uint32(key) // Uint32(segment.page)  # unsigned: the shorter division
-            found = Int64(-1)
-            if Int32(number) < segment.index.shape[0]:
-                found = Int64(segment.index[number]) * Int64(segment.page)
-            if found >= 0 and found < segment.rows:
-                row = Int32(found) + (key - Int32(number) * segment.page)
-        else:
-            row = segment.index[key]
-            if row < 0 or Int64(row) >= segment.rows:
-                row = Int32(-1)
+    row = entry
+    if cutlass.const_expr(segment.is_table):
+        key = tile * TILE_KEYS + warp * warp_keys + lane
+        start = Int64(entry) * Int64(rows_of_page(segment.page))
+        row = Int32(-1)
+        if start >= 0 and start < segment.rows:
+            _, offset = page_and_offset(key, segment.page)
+            row = Int32(start) + offset
+    elif row < 0 or Int64(row) >= segment.rows:
+        row = Int32(-1)
     return row
 
 
@@ -106,20 +190,20 @@ def address_of(segments: cutlass.Constexpr, tile: Int32, row: Int32) -> tuple[In
 
 
 @cute.jit
-def ask_for_slot(slot: cutlass.Constexpr[int], body: Int64, is_key: Boolean, raw: Int32, full, lane: Int32) -> None:
-    """Start the copies of the rows of lanes 8·slot … 8·slot + 7 that are keys; ``full`` counts their bytes.
+def ask_for_rows(
+    rows: cutlass.Constexpr[int], number: Int32, body: Int64, is_key: Boolean, raw: Int32, full, lane: Int32
+) -> None:
+    """Start the copies of the rows of lanes rows · number … that are keys, to the slot of ``rows`` rows at ``raw``.
 
-    ``raw`` is the address of the warp's slots, ``full`` points to their mbarriers. All lanes of the warp call, after
-    all of them have read what was in the slot.
+    ``full`` counts their bytes. All lanes of the warp call, after all of them have read what was in the slot.
     """
-    is_ours = is_key and lane >> 3 == slot
+    is_ours = is_key and lane // rows == number
     count = cute.arch.popc(cute.arch.vote_ballot_sync(is_ours))
     with cute.arch.elect_one():
-        cute.arch.mbarrier_arrive_and_expect_tx(full + slot, count * KV_BODY_BYTES)
+        cute.arch.mbarrier_arrive_and_expect_tx(full, count * KV_BODY_BYTES)
     cute.arch.sync_warp()
     if is_ours:
-        target = raw + slot * SLOT_BYTES + (lane & 7) * KV_BODY_BYTES
-        copy_row(target, body, KV_BODY_BYTES, (full + slot).toint())
+        copy_row(raw + lane % rows * KV_BODY_BYTES, body, KV_BODY_BYTES, full.toint())
 
 
 @cute.jit

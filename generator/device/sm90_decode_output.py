@@ -17,7 +17,7 @@ from cutlass import Float32, Int32, Int64, Uint32
 
 from dsv4.generator.device import sm90_mask, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_shared
-from dsv4.generator.device.cluster_sum import store_pair_to_cta, store_to_cta
+from dsv4.generator.device.cluster_sum import shift_to_cta, store_pair, store_to_cta
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, ROW_BYTES
 from dsv4.generator.device.page_rows import store_at, to_bf16
 from dsv4.generator.device.sm90_sparse_decode import (
@@ -206,18 +206,22 @@ def send_columns(
     ``parts_o`` is the address of [parts][64][512 / parts] float32, in which eight numbers at a time stand at (their
     number ^ row mod 8): so the rows of a warp go to different banks. ``half``: see :func:`cta_of`.
     """
-    groups_log2 = 6 - log2_of(parts)  # groups of eight columns that a CTA stores
+    groups_log2 = 6 - log2_of(parts)  # groups of eight columns that a CTA stores: eight at least
+    first_group = part * (VALUE_COLUMNS // 8)
+    shifts = [
+        shift_to_cta(parts_o, cta_of((first_group + 8 * eighth) >> groups_log2, half))
+        for eighth in range(VALUE_COLUMNS // 64)
+    ]
     rows = [sm90_wgmma.rows_of(acc) for acc in accs_o]
     first = sm90_mask.thread_row(thread)
     for side in cutlass.range_constexpr(2):
         row = first + 8 * side
         start = parts_o + ((rank * ROWS + row) << (groups_log2 + 5)) + 8 * (thread & 3)
         for block in cutlass.range_constexpr(VALUE_COLUMNS // 8):
-            number = part * (VALUE_COLUMNS // 8) + block
-            owner, group = number >> groups_log2, number & ((1 << groups_log2) - 1)
-            place = start + (group ^ (row & 7)) * 32
+            group = (first_group + block) & ((1 << groups_log2) - 1)
+            place = start + (group ^ (row & 7)) * 32 + shifts[block // 8]
             own, pair = rows[8 * block // PRODUCT_COLUMNS], 2 * (block % (PRODUCT_COLUMNS // 8))
-            store_pair_to_cta(place, cta_of(owner, half), own[side, pair], own[side, pair + 1])
+            store_pair(place, own[side, pair], own[side, pair + 1])
 
 
 @cute.jit

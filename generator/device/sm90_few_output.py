@@ -11,7 +11,7 @@ from cutlass import Float32, Int32, Int64, Uint32
 
 from dsv4.generator.device import sm90_wgmma
 from dsv4.generator.device.bulk_rows import load_shared
-from dsv4.generator.device.cluster_sum import store_pair_to_cta, store_to_cta
+from dsv4.generator.device.cluster_sum import shift_to_cta, store_pair, store_to_cta
 from dsv4.generator.device.page_rows import store_at, to_bf16
 from dsv4.generator.device.sm90_decode_output import denominator, log2_of
 from dsv4.generator.device.sm90_few_heads import (
@@ -142,9 +142,10 @@ def send_columns(accs_o: cutlass.Constexpr, parts_o: Int32, rank: Int32, thread:
             column = number * BLOCK_COLUMNS + first + 8 * half
             owner, own_column = column >> owned_log2, column & ((1 << owned_log2) - 1)
             start = parts_o + ((rank << owned_log2) + own_column) * (32 * blocks) + 8 * (thread & 3)
+            start = start + shift_to_cta(parts_o, owner)
             for block in cutlass.range_constexpr(blocks):
                 place = start + 32 * _turned(Int32(block), column, blocks)
-                store_pair_to_cta(place, owner, rows[half, 2 * block], rows[half, 2 * block + 1])
+                store_pair(place, rows[half, 2 * block], rows[half, 2 * block + 1])
 
 
 @cute.jit

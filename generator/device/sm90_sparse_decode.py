@@ -1,6 +1,6 @@
 """The roles of a decoding attention on Hopper whose keys are gathered rows: three that pass a tile of 64 keys on.
 
-Four warps gather and dequantise the keys (``kv_rows``, ``kv_dequant``), a ring of tiles in shared memory. One warpgroup
+Warps gather and dequantise the keys (``kv_feed``), a ring of tiles in shared memory. One warpgroup
 makes S = Q·Kᵀ of up to 64 heads, keeps the online softmax, and writes P and the factor that O has to be scaled by. Two
 warpgroups own 256 columns of O each and add P·V, V being the tile that K was. So each product is made once, and the
 warpgroup of S is a tile ahead of those of O. A part of Q is in registers, where the tensor cores need not read it from
@@ -18,7 +18,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_global, store_shared
-from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES, dequantise_slot
+from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES
 
 HEAD_DIM = 512
 ROWS = sm90_wgmma.WARPGROUP_ROWS
@@ -47,9 +47,9 @@ class Barriers(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Shared memory of the ring: ``keys`` (64, 512, slot) and ``p`` (64, 64, slot) bf16, swizzled; ``factors``
-    (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts. Of a pair of CTAs
-    (8, slot), bit 8·(g mod 4) + i of group g: key 8·g + i."""
+    """Shared memory of the ring: ``keys`` (64, 512, slot) and ``p`` (64, 64, slot, or one for all) bf16, swizzled;
+    ``factors`` (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts. With
+    eight warps, and of a pair of CTAs, (8, slot), bit 8·(g mod 4) + i of group g: key 8·g + i."""
 
     keys: cute.Tensor
     p: cute.Tensor
@@ -59,73 +59,19 @@ class Ring(NamedTuple):
 
 @cute.jit
 def init_barriers(
-    barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int], empty_arrivals: cutlass.Constexpr[int] = EMPTY_ARRIVALS
+    barriers: cutlass.Constexpr,
+    slots: cutlass.Constexpr[int],
+    gather_warps: cutlass.Constexpr[int],
+    empty_arrivals: cutlass.Constexpr[int] = EMPTY_ARRIVALS,
 ):
     """Initialises every mbarrier; to be called by one thread. ``empty_arrivals``: twice as many for a pair of CTAs."""
     if cutlass.const_expr(barriers.raw_full is not None):
-        for number in cutlass.range_constexpr(kv_rows.WARPS * kv_rows.SLOTS):
+        for number in cutlass.range_constexpr(2 * gather_warps):
             cute.arch.mbarrier_init(barriers.raw_full + number, 1)
     for slot in cutlass.range_constexpr(slots):
-        cute.arch.mbarrier_init(barriers.keys_full + slot, kv_rows.WARPS)
+        cute.arch.mbarrier_init(barriers.keys_full + slot, gather_warps)
         cute.arch.mbarrier_init(barriers.scores_full + slot, 4)
         cute.arch.mbarrier_init(barriers.empty + slot, empty_arrivals)
-
-
-@cute.jit
-def feed(
-    segments: cutlass.Constexpr,
-    first_tile: Int32,
-    last_tile: Int32,
-    raw: cute.Pointer,
-    ring: cutlass.Constexpr,
-    barriers: cutlass.Constexpr,
-    warp: Int32,
-    lane: Int32,
-    slots: cutlass.Constexpr[int],
-):
-    """Gathering warp ``warp`` (0 … 3): its 16 keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
-
-    ``raw`` points to the warp's two slots of raw rows. The row numbers of a tile are loaded two tiles ahead, its rows
-    one tile ahead.
-    """
-    raw_address, full = raw.toint(), barriers.raw_full + warp * kv_rows.SLOTS
-    keys_address = ring.keys.iterator.toint()
-    slot, phase, raw_phase = Int32(0), Int32(0), Int32(0)
-    row = kv_rows.load_row(segments, first_tile, warp, lane)
-    low, high = Uint32(0), Uint32(0)
-    if first_tile < last_tile:
-        body, tail = kv_rows.address_of(segments, first_tile, row)
-        low, high = kv_rows.load_scales(tail, row >= 0)
-        for part in cutlass.range_constexpr(kv_rows.SLOTS):
-            kv_rows.ask_for_slot(part, body, row >= 0, raw_address, full, lane)
-    next_row = Int32(-1)
-    if first_tile + 1 < last_tile:
-        next_row = kv_rows.load_row(segments, first_tile + 1, warp, lane)
-    for tile in cutlass.range(first_tile, last_tile, unroll=1):
-        is_last = tile + 1 == last_tile
-        body, tail = kv_rows.address_of(segments, tile + 1, next_row)
-        next_low, next_high = kv_rows.load_scales(tail, next_row >= 0)
-        row_after = Int32(-1)
-        if tile + 2 < last_tile:
-            row_after = kv_rows.load_row(segments, tile + 2, warp, lane)
-        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
-        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
-        tile_address = keys_address + slot * TILE_BYTES
-        for part in cutlass.range_constexpr(kv_rows.SLOTS):
-            cute.arch.mbarrier_wait(full + part, raw_phase)
-            first_row = warp * kv_rows.WARP_KEYS + part * kv_rows.SLOT_ROWS
-            dequantise_slot(part, raw_address, tile_address, first_row, keys, low, high, lane)
-            cute.arch.sync_warp()
-            if not is_last:
-                kv_rows.ask_for_slot(part, body, next_row >= 0, raw_address, full, lane)
-        if lane == 0:
-            ring.is_key[warp, slot] = keys
-        cute.arch.fence_view_async_shared()
-        cute.arch.sync_warp()
-        sm90_ring.release(barriers.keys_full, slot)
-        row, low, high, next_row = next_row, next_low, next_high, row_after
-        slot, phase = sm90_ring.next_position(slot, phase, slots)
-        raw_phase ^= 1
 
 
 @cute.jit
@@ -139,7 +85,7 @@ def feed_plain(
     lane: Int32,
     slots: cutlass.Constexpr[int],
 ):
-    """``feed`` for rows of bf16, which need no raw slots: a tile is on its way while the one before is worked on."""
+    """``kv_feed.feed`` for rows of bf16, which need no raw slots: a tile is on its way while another is worked on."""
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
     row = kv_rows.load_row(segments, first_tile, warp, lane)
@@ -178,8 +124,10 @@ def load_q(
     head_stride = q.stride[0]
     pieces = (HEAD_DIM - register_columns) // 8  # of 16 bytes, a row
     smem_address = smem_q.iterator.toint()
-    # Four loads in flight: with all of them, and Q's other part, the registers would not do.
-    for turn in cutlass.range(ROWS * pieces // 128, unroll=4):
+    # Half of them on their way at once: with fewer the warpgroup waits for the memory again and again before it begins,
+    # with all of them the registers would not do.
+    turns = ROWS * pieces // 128
+    for turn in cutlass.range(turns, unroll=turns // 2):
         number = turn * 128 + thread
         own_row, piece = number // pieces, number % pieces
         values = cute.make_rmem_tensor((4,), Uint32)
@@ -218,12 +166,14 @@ def score(
     thread: Int32,
     register_columns: cutlass.Constexpr[int],
     slots: cutlass.Constexpr[int],
-    fence_keys: cutlass.Constexpr[bool] = False,
 ):
     """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l.
 
-    ``fence_keys``: keys come from another CTA by stores that nobody there can fence for this one's tensor cores.
+    Where ``ring.p`` has one place instead of one for each of two slots, P is stored when that of the tile before is
+    not needed any more.
     """
+    p_slots = cutlass.const_expr(cute.size(ring.p, mode=[2]))
+    assert p_slots == slots or (p_slots, slots) == (1, 2)
     mma_rs = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
     mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
     thread_rs, thread_ss = mma_rs.get_slice(thread), mma_ss.get_slice(thread)
@@ -237,8 +187,6 @@ def score(
     for _ in cutlass.range(tiles, unroll=1):
         scores = sm90_wgmma.accumulator(TILE_KEYS)
         sm90_ring.wait_full(barriers.keys_full, slot, phase)
-        if cutlass.const_expr(fence_keys):
-            cute.arch.fence_view_async_shared()
         tile_keys = keys[None, None, None, slot]
         warpgroup.fence()
         sm90_wgmma.add_products(mma_rs, scores, q_registers, tile_keys, 0, False)
@@ -249,7 +197,11 @@ def score(
         hide_absent(rows, ring.is_key[None, slot], thread)
         softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True)
         # The slot's P and factors are free: its keys were filled after the warpgroups of O had left it.
-        p = ring.p[None, None, slot]
+        p_slot = slot
+        if cutlass.const_expr(p_slots == 1):
+            p_slot = Int32(0)
+            cute.arch.mbarrier_wait(barriers.empty + (slot ^ 1), phase ^ slot ^ 1)
+        p = ring.p[None, None, p_slot]
         sm90_wgmma.store_accumulator(scores, mma_ss, p, thread)
         if thread & 3 == 0:
             row = sm90_mask.thread_row(thread)
@@ -267,7 +219,7 @@ def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
     if cutlass.const_expr(cute.size(is_key) == 4):
         first = is_key[0] | (is_key[1] << Uint32(16))
         second = is_key[2] | (is_key[3] << Uint32(16))
-    else:  # of a pair of CTAs
+    else:  # in groups of eight keys
         first = is_key[0] | is_key[1] | is_key[2] | is_key[3]
         second = is_key[4] | is_key[5] | is_key[6] | is_key[7]
     if (first & second) != Uint32(0xFFFFFFFF):
@@ -315,12 +267,15 @@ def add_values(
     factor = cute.make_rmem_tensor((2,), Float32)
     for _ in cutlass.range(tiles, unroll=1):
         sm90_ring.wait_full(barriers.scores_full, slot, phase)
+        p_slot = slot
+        if cutlass.const_expr(cute.size(ring.p, mode=[2]) == 1):
+            p_slot = Int32(0)
         for half in cutlass.range_constexpr(2):
             factor[half] = ring.factors[row + 8 * half, slot]
         for i in cutlass.range_constexpr(products):
             softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
         for i in cutlass.range_constexpr(products):
-            sm90_wgmma.issue(mma, accs_o[i], p[None, None, None, slot], values[i][None, None, None, slot], True)
+            sm90_wgmma.issue(mma, accs_o[i], p[None, None, None, p_slot], values[i][None, None, None, slot], True)
         warpgroup.wait_group(0)
         if cutlass.const_expr(partner_rank is not None):
             sm90_sparse_pair.release_both(barriers.empty, slot, partner_rank)

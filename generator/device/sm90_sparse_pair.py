@@ -1,10 +1,9 @@
 """Gathered keys that two CTAs of a cluster, which have the same query and other heads, make for one another.
 
 Each gathers half of a tile's keys, eight a warp: it puts them into its own ring, and into the partner's at the same
-place. Packed rows are dequantised once and their 16-byte pieces stored twice, the second time by ``st.async``; rows of
-bf16 are passed on by a bulk copy between the shared memories. Either way the bytes count on ``keys_full`` of the
-partner, which waits for its own four warps and for the bytes of the other four. Both CTAs write to a slot of both
-rings, so a slot is empty when the warpgroups of O of both are done with it (:func:`release_both`).
+place, by bulk copies between the shared memories. Their bytes count on ``keys_full`` of the partner, which waits for
+its own four warps and for the bytes of the other four. Both CTAs write to a slot of both rings, so a slot is empty when
+the warpgroups of O of both are done with it (:func:`release_both`).
 
 So a CTA may be written to until its last tile is full, and arrived at until the partner's last tile is done: it must
 have begun before the first tile, and must not end before the partner's is done. A cluster barrier each.
@@ -21,12 +20,14 @@ from cutlass import Int32, Uint32
 from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
 from dsv4.generator.device.bulk_rows import copy_to_cta, send_word
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, ROW_BYTES, TILE_BYTES
-from dsv4.generator.device.kv_dequant_pair import dequantise_twice
+from dsv4.generator.device.kv_dequant_rows import dequantise_rows
 
 WARP_KEYS = 8
 """Keys of a tile that a warp feeds: group 2·warp + half of the tile's eight."""
 SENT_BYTES = WARP_KEYS * TILE_BYTES // kv_rows.TILE_KEYS + 4
 """By a warp for a tile: its rows of bf16, and a word that says which of them are keys."""
+STEPS_AHEAD = 4
+"""Of the dequantisation, loaded before one is worked on; four registers each."""
 assert WARP_KEYS == kv_rows.SLOT_ROWS
 
 
@@ -79,27 +80,31 @@ def feed(
     group = 2 * warp + partner.half
     row = _row(segments, first_tile, last_tile, group, lane)
     next_row = _row(segments, first_tile + 1, last_tile, group, lane)
-    low, high = _ask(segments, first_tile, last_tile, row, raw_address, raw_full, lane)
-    next_low, next_high = _ask(
-        segments, first_tile + 1, last_tile, next_row, raw_address + kv_rows.SLOT_BYTES, raw_full + 1, lane
-    )
+    low, high = _ask(segments, first_tile, row, raw_address, raw_full, lane)
+    next_low, next_high = _ask(segments, first_tile + 1, next_row, raw_address + kv_rows.SLOT_BYTES, raw_full + 1, lane)
+    keys, next_keys = _keys_of(row), _keys_of(next_row)
+    # What stands in the index is loaded a tile before it is looked at: nobody waits for it.
+    entry = kv_rows.load_entry(segments, first_tile + 2, last_tile, group, lane, WARP_KEYS)
     slot, phase = Int32(0), Int32(0)
     for tile in cutlass.range(first_tile, last_tile, unroll=1):
-        row_after = _row(segments, tile + 2, last_tile, group, lane)
-        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+        row = kv_rows.row_of(segments, tile + 2, entry, group, lane, WARP_KEYS)
+        entry = kv_rows.load_entry(segments, tile + 3, last_tile, group, lane, WARP_KEYS)
         own_raw = raw_address + slot * kv_rows.SLOT_BYTES
         cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
         full = barriers.keys_full + slot
         their_full = full.toint() + partner.shift
         cute.arch.mbarrier_wait(raw_full + slot, phase)
         tile_address = keys_address + slot * TILE_BYTES
-        first_row = group * WARP_KEYS
-        dequantise_twice(own_raw, tile_address, first_row, keys, low, high, lane, partner.shift, their_full)
+        dequantise_rows(
+            *(WARP_KEYS, own_raw, tile_address, group * WARP_KEYS, 0, keys, low, high, lane),
+            STEPS_AHEAD,
+        )
         cute.arch.sync_warp()
-        low_after, high_after = _ask(segments, tile + 2, last_tile, row_after, own_raw, raw_full + slot, lane)
+        low_after, high_after = _ask(segments, tile + 2, row, own_raw, raw_full + slot, lane)
         _tell_keys(keys, ring, slot, group, partner, their_full, lane)
         _fill(full)
-        row, next_row = next_row, row_after
+        _pass_on(tile_address, group, partner, their_full, lane)
+        keys, next_keys = next_keys, _keys_of(row)
         low, high, next_low, next_high = next_low, next_high, low_after, high_after
         slot, phase = sm90_ring.next_position(slot, phase, slots)
 
@@ -137,9 +142,7 @@ def feed_plain(
         _tell_keys(keys, ring, slot, group, partner, their_full, lane)
         cute.arch.cp_async_wait_group(0)
         _fill(full)
-        if lane < TILE_BYTES // BLOCK_BYTES:  # eight rows of a block follow one another
-            source = tile_address + lane * BLOCK_BYTES + group * (WARP_KEYS * ROW_BYTES)
-            copy_to_cta(source + partner.shift, source, WARP_KEYS * ROW_BYTES, their_full)
+        _pass_on(tile_address, group, partner, their_full, lane)
         row = next_row
         slot, phase = sm90_ring.next_position(slot, phase, slots)
 
@@ -153,16 +156,30 @@ def _row(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, group: Int3
 
 
 @cute.jit
-def _ask(
-    segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, row: Int32, raw: Int32, full, lane: Int32
-) -> tuple[Uint32, Uint32]:
+def _keys_of(row: Int32) -> Uint32:
+    """Bit i: the row of lane i is one."""
+    return Uint32(cute.arch.vote_ballot_sync(row >= 0))
+
+
+@cute.jit
+def _ask(segments: cutlass.Constexpr, tile: Int32, row: Int32, raw: Int32, full, lane: Int32) -> tuple[Uint32, Uint32]:
     """Start the copies of a tile's rows to the raw slot at ``raw``; the scales of this lane's row."""
-    low, high = Uint32(0), Uint32(0)
-    if tile < last_tile:
-        body, tail = kv_rows.address_of(segments, tile, row)
-        low, high = kv_rows.load_scales(tail, row >= 0)
-        kv_rows.ask_for_slot(0, body, row >= 0, raw, full, lane)
+    body, tail = kv_rows.address_of(segments, tile, row)
+    low, high = kv_rows.load_scales(tail, row >= 0)
+    kv_rows.ask_for_rows(WARP_KEYS, 0, body, row >= 0, raw, full, lane)
     return low, high
+
+
+@cute.jit
+def _pass_on(tile: Int32, group: Int32, partner: cutlass.Constexpr, full: Int32, lane: Int32):
+    """Start the copies of the group's rows of the tile at address ``tile`` to the partner's; they count on ``full``.
+
+    By the copy engine, a block of 64 columns at a time, whose eight rows follow one another. What the lanes wrote has
+    to be fenced for it.
+    """
+    if lane < TILE_BYTES // BLOCK_BYTES:
+        source = tile + lane * BLOCK_BYTES + group * (WARP_KEYS * ROW_BYTES)
+        copy_to_cta(source + partner.shift, source, WARP_KEYS * ROW_BYTES, full)
 
 
 @cute.jit

@@ -8,17 +8,67 @@ from typing import Any
 
 import torch
 
+from dsv4.runtime import dispatch
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.ops import sparse_attention_decode as decode
 from dsv4.runtime.ops.kernel import KernelPath, Served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import sparse_attention_prefill as reference
 
-OP = "sparse_attention_decode"
+DECODE = "sparse_attention_decode"
+WITHOUT_OWN_KERNEL = ("sm_100a",)
+"""Where the decoding kernel serves, each query as a request of its own."""
 UNUSED_SIZES = ("K1", "PT", "N0", "PB0", "N1", "PB1", "S1")
 
 
 def _serves(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    rows: torch.Tensor,
+    length: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    **options: Any,
+) -> Served | None:
+    """The kernel made for it, on the chips that have one."""
+    if not decode.computes(q, sink, **options) or kv.dtype != torch.bfloat16 or _arch(q) in WITHOUT_OWN_KERNEL:
+        return None
+    sizes = {"T": q.shape[0], "K": rows.shape[1], "S": kv.shape[0]}
+    return Served({"H": q.shape[1]}, sizes, {"has_length": length is not None, "has_sink": sink is not None})
+
+
+def _call(
+    kernel: Callable[..., None],
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    rows: torch.Tensor,
+    length: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    *,
+    softmax_scale: float | None,
+    empty_lse: float,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    out, lse, max_logits, scale = _outputs(q, softmax_scale)
+    keys = (decode.narrow(rows), decode.narrow(length))
+    kernel(q, kv, *keys, sink, out, lse, max_logits, scale, empty_lse)
+    return out, max_logits, lse
+
+
+def _arch(q: torch.Tensor) -> str | None:
+    """The chip on which ``q`` lies, or None where that is no GPU with kernels."""
+    if q.device.type != "cuda":
+        return None
+    return dispatch.ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(q.device))
+
+
+def _outputs(q: torch.Tensor, softmax_scale: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """out, lse and max_logits, not written yet, and the scale of the logits."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse, max_logits = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(2))
+    return out, lse, max_logits, q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+
+
+def _serves_as_decoding(
     q: torch.Tensor,
     kv: torch.Tensor,
     rows: torch.Tensor,
@@ -37,10 +87,10 @@ def _serves(
         "has_length0": length is not None,
         "has_length1": False,
     }
-    return Served({"H": heads}, sizes, {**flags, "has_sink": sink is not None, "has_max": True}, OP)
+    return Served({"H": heads}, sizes, {**flags, "has_sink": sink is not None, "has_max": True}, DECODE)
 
 
-def _call(
+def _call_as_decoding(
     kernel: Callable[..., None],
     q: torch.Tensor,
     kv: torch.Tensor,
@@ -52,9 +102,7 @@ def _call(
     empty_lse: float,
     **_: object,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    max_logits, lse = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(2))
-    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    out, lse, max_logits, scale = _outputs(q, softmax_scale)
     keys = (decode.narrow(rows[:, None]), decode.narrow(length))
     numbers = (out[:, None], lse[..., None], max_logits[..., None])
     kernel(q[:, None], None, kv, *keys, *[None] * 6, sink, *numbers, 1, 1, scale, empty_lse)
@@ -70,7 +118,7 @@ _operator = Operator(
     "length?: int [T]",
     "sink?: wide [H]",
     dynamic=("T", "S", "K"),
-    kernel=KernelPath(_serves, _call),
+    kernel=(KernelPath(_serves, _call), KernelPath(_serves_as_decoding, _call_as_decoding)),
     returns=3,
 )
 

@@ -169,8 +169,8 @@ def test_tile_kernels_get_what_they_ask_for(name: str, monkeypatch: pytest.Monke
     assert any(results) and all(result is not None for result in results if name != "dequantize")
 
 
-# compressor makes its plan on a GPU; beside the two attentions there is no formula for torch.compile
-OTHERS = {"compressor", "sparse_attention_decode", "fmha_varlen"}
+# compressor makes its plan on a GPU; beside the three attentions there is no formula for torch.compile
+OTHERS = {"compressor", "sparse_attention_decode", "sparse_attention_prefill", "fmha_varlen"}
 
 
 @pytest.mark.parametrize("name", sorted(set(all_operators.ORDER) - OTHERS))

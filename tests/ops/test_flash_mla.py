@@ -120,7 +120,7 @@ def test_prefill(served: list[str], with_length: bool) -> None:
     length = torch.tensor([128, 0, 3, 128, 77], dtype=torch.int32) if with_length else None
     sink = torch.tensor([math.inf, -math.inf, 0.5, 2.0]).repeat(16)
     out, max_logits, lse = flash_mla.flash_mla_sparse_fwd(q, kv, apart(index), 0.5, attn_sink=sink, topk_length=length)
-    assert served == ["sparse_attention_decode"]
+    assert served == ["sparse_attention_prefill"]
     pool = Pool(kv.contiguous(), PoolFormat.PLAIN, 1)
     keys, valid = rows_of(pool, index, length)
     expected, expected_lse = expected_of(q[:, None], [(keys, valid)], 0.5, sink)

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from dsv4.emulator.policy import FIXED, starving
+from dsv4.emulator.client import Client
+from dsv4.emulator.objects import from_artifact
+from dsv4.emulator.policy import FIXED, MAX_INSTRUCTIONS, starving
+from dsv4.emulator.sources import Sources
 from dsv4.generator.build import BuildResult, probe
 from dsv4.generator.spec import SpecError, plan
 from dsv4.generator.verify import cases
 from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.generator.verify.mutation_run import Subject, attempt
 from dsv4.generator.verify.run import run_case
 from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
@@ -89,10 +93,8 @@ def test_each_key_is_made_once_and_stored_twice(built: dict[str, BuildResult], n
     text = builds.ptx(built[name])
     packed = builds.manifest(built[name]).variant["cache"] == "kv_fp8"
     pieces = 2 * 8  # stores or copies of a warp for its eight rows, half a row each
-    sent = pieces + 2 if packed else 0  # half of them leave the rotary numbers to the two others
-    assert len(re.findall(r"st\.async\.\S+\.v4\.b32", text)) == sent
     assert len(re.findall(r"st\.async\.\S+complete_tx::bytes\.b32", text)) == 1  # which rows are keys
-    assert text.count("cp.async.bulk.shared::cluster.shared::cta") == (0 if packed else 1)
+    assert text.count("cp.async.bulk.shared::cluster.shared::cta") == 1  # for each eight rows of 64 columns
     assert text.count("cp.async.cg.shared.global") == (0 if packed else pieces)
     assert len(re.findall(r"mbarrier\.arrive\.shared::cluster", text)) == 1
 
@@ -120,6 +122,20 @@ def outputs_of(result: BuildResult, number: int, schedule: str) -> list[torch.Te
     assert run_case(keeping, made.contract, case).ok
     assert kernel.report is not None and kernel.report.ok
     return [value.view(torch.int16 if value.dtype == torch.bfloat16 else torch.int32) for value in held.values()]
+
+
+@pytest.mark.parametrize("name", ["one split", "rows of bf16, one split"])
+def test_a_proxy_fence_that_is_left_out_is_reported(built: dict[str, BuildResult], name: str) -> None:
+    artifact = Artifact.read(builds.folder(built[name]))
+    made, compiled = artifact.manifest, from_artifact(artifact)
+    case = cases(made.op, made.dims, made.variant, config=made.config)[2]
+    sources = Sources([artifact.folder])
+    whole = Subject(made, compiled, compiled.texts[0].ptx, ((case, "early"),), sources, MAX_INSTRUCTIONS)
+    with Client() as client:
+        fences = [each for each in whole.mutations() if each.opcode.startswith("fence.proxy.async")]
+        trials = [attempt(whole, each, client) for each in fences if each.family == "drop-fence"]
+    kinds = {trial.mutation.id.removeprefix("drop-fence/"): trial.category for trial in trials}
+    assert len(kinds) >= 3 and set(kinds.values()) <= {"missing_proxy_fence", "missing_copy_fence"}, kinds
 
 
 def test_the_same_bits_as_without_a_pair(built: dict[str, BuildResult], tmp_path: Path) -> None:

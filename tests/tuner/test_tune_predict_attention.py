@@ -50,9 +50,7 @@ def test_a_tile_costs_what_the_notes_say():
 
 
 def test_a_row_of_a_pair_is_read_once_for_two_blocks_of_heads():
-    alone, pair = (
-        one("sm_90a", 128, keys(64, 1024), {"splits": 1, "pair": number}, **ROWS) for number in (0, 1)
-    )
+    alone, pair = (one("sm_90a", 128, keys(64, 1024), {"splits": 1, "pair": number}, **ROWS) for number in (0, 1))
     rows = 64 * (128 + 1024) * 588
     assert alone.l2_bytes - pair.l2_bytes == rows and alone.hbm_bytes == pair.hbm_bytes
     assert alone.ctas == pair.ctas == 128 and alone.slots == pair.slots == 132

@@ -1,0 +1,255 @@
+"""The warpgroup of scores of a prefilling attention on Hopper: Q, S = Q·Kᵀ, the softmax, what the rows end with.
+
+It passes messages on to the two warpgroups of O, each of which reads the same ones: for a tile P and the factors that
+the rows of O have to be scaled by, at the end of a query the factors that normalise them. There is room for one
+message of either kind. A thread of S and the threads of the same number of the warpgroups of O have the same two rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Float32, Int32, Uint32
+from cutlass.cute.nvgpu import warp as warp_ops
+from cutlass.cute.nvgpu import warpgroup
+
+from dsv4.generator.device import sm90_mask, sm90_ring, sm90_wgmma, softmax
+from dsv4.generator.device.bulk_rows import load_shared, store_shared
+from dsv4.generator.device.sm90_prefill_gather import BLOCK_BYTES, HEAD_DIM, PIECE_BYTES, TILE_KEYS
+
+SCORE_BARRIER = 1
+"""Named barrier of this warpgroup (0 is the CTA's own)."""
+TURNS_AT_ONCE = 12
+"""Pieces of Q that a thread has on their way from one place in shared memory to the other."""
+
+
+class Messages(NamedTuple):
+    """``p``: (64, 64) bf16, swizzled; ``factors`` (2, 128) float32, those of each thread; ``normalisers`` alike.
+
+    ``full`` has an arrival of each warp of S, ``empty`` of each of O, when P·V is done; ``last_full`` and
+    ``last_empty`` are those of the normalisers.
+    """
+
+    p: cute.Tensor
+    factors: cute.Tensor
+    normalisers: cute.Tensor
+    full: cute.Pointer
+    empty: cute.Pointer
+    last_full: cute.Pointer
+    last_empty: cute.Pointer
+
+
+@cute.jit
+def take_q(
+    tile: cute.Tensor,
+    smem_q: cute.Tensor,
+    registers: cute.Tensor,
+    thread: Int32,
+    register_columns: cutlass.Constexpr[int],
+):
+    """Q from the swizzled ``tile`` (64, 512): its first ``register_columns`` columns, a multiple of 64, into operand
+    fragments ``((2, 2, 2), 1, k steps)``, the others to ``smem_q`` (64, 512 − register_columns), laid out alike.
+
+    All threads of the warpgroup call; on return none reads the tile any more, and ``smem_q`` is the tensor cores'.
+    """
+    thread = _not_hoisted(thread)
+    mma = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
+    copy = cute.make_tiled_copy_A(cute.make_copy_atom(warp_ops.LdMatrix8x8x16bOp(False, 4), BFloat16), mma)
+    thread_copy = copy.get_slice(thread)
+    source, target = thread_copy.partition_S(tile), thread_copy.retile(registers)
+    steps = register_columns // 16
+    assert cute.size(target, mode=[2]) == steps and cute.size(source, mode=[2]) == HEAD_DIM // 16
+    for step in cutlass.range_constexpr(steps):
+        cute.copy(copy, source[None, None, step], target[None, None, step])
+    cute.arch.barrier(barrier_id=SCORE_BARRIER, number_of_threads=128)  # the products with the last Q are done
+    from_address = tile.iterator.toint() + register_columns // 64 * BLOCK_BYTES + thread * PIECE_BYTES
+    to_address = smem_q.iterator.toint() + thread * PIECE_BYTES
+    turns = (HEAD_DIM - register_columns) // 64 * BLOCK_BYTES // (128 * PIECE_BYTES)
+    pieces = [cute.make_rmem_tensor((4,), Uint32) for _ in range(TURNS_AT_ONCE)]
+    for first in cutlass.range_constexpr(0, turns, TURNS_AT_ONCE):
+        for turn in cutlass.range_constexpr(first, min(first + TURNS_AT_ONCE, turns)):
+            load_shared(from_address + turn * 128 * PIECE_BYTES, pieces[turn - first])
+        for turn in cutlass.range_constexpr(first, min(first + TURNS_AT_ONCE, turns)):
+            store_shared(to_address + turn * 128 * PIECE_BYTES, pieces[turn - first])
+    cute.arch.fence_view_async_shared()
+    cute.arch.barrier(barrier_id=SCORE_BARRIER, number_of_threads=128)
+
+
+class Scores(NamedTuple):
+    """What S = Q·Kᵀ of a tile is made of: the operands, ``acc``, where the tensor cores put it, and ``own``, a copy.
+
+    ``q_registers`` and ``q_operand`` are the columns of Q in registers and in shared memory; ``keys`` has all slots.
+    """
+
+    mma_rs: cute.TiledMma
+    mma_ss: cute.TiledMma
+    q_registers: cute.Tensor
+    q_operand: cute.Tensor
+    keys: cute.Tensor
+    keys_full: cute.Pointer
+    acc: cute.Tensor
+    own: cute.Tensor
+
+
+@cute.jit
+def score(
+    tiles: Int32,
+    slot: Int32,
+    phase: Int32,
+    message: Int32,
+    scale_log2: Float32,
+    smem_q: cute.Tensor,
+    q_registers: cute.Tensor,
+    keys: cute.Tensor,
+    is_key: cute.Tensor,
+    keys_full: cute.Pointer,
+    messages: cutlass.Constexpr,
+    row_max: cute.Tensor,
+    row_sum: cute.Tensor,
+    thread: Int32,
+    slots: cutlass.Constexpr[int],
+):
+    """P and factors of ``tiles`` tiles to the warpgroups of O; m (unscaled) and this thread's part of l.
+
+    ``slot`` and ``phase`` in the ring ``keys`` (64, 512, slot) and ``message``, the phase of the messages, are returned
+    as they are after them. The product of a tile is issued before the softmax of the one before it.
+    """
+    mma_rs = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
+    mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
+    thread_rs, thread_ss = mma_rs.get_slice(thread), mma_ss.get_slice(thread)
+    parts = Scores(
+        *(mma_rs, mma_ss, q_registers, thread_ss.make_fragment_A(thread_ss.partition_A(smem_q))),
+        *(thread_rs.make_fragment_B(thread_rs.partition_B(keys)), keys_full),
+        *(sm90_wgmma.accumulator(TILE_KEYS), sm90_wgmma.accumulator(TILE_KEYS)),
+    )
+    assert cute.size(parts.keys, mode=[2]) == HEAD_DIM // 16, parts.keys.shape
+    row_max.fill(-Float32.inf)
+    row_sum.fill(0.0)
+    if tiles > 0:
+        issue_products(parts, slot, phase)
+        warpgroup.wait_group(0)
+        parts.own.store(parts.acc.load())
+        hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+        message ^= 1
+        slot, phase = sm90_ring.next_position(slot, phase, slots)
+    if tiles > 1:
+        issue_products(parts, slot, phase)
+        warpgroup.wait_group(0)
+        for _ in cutlass.range(tiles - 2, unroll=1):
+            parts.own.store(parts.acc.load())
+            following, next_phase = sm90_ring.next_position(slot, phase, slots)
+            issue_products(parts, following, next_phase)
+            hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+            warpgroup.wait_group(0)
+            message ^= 1
+            slot, phase = following, next_phase
+        parts.own.store(parts.acc.load())
+        hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+        message ^= 1
+        slot, phase = sm90_ring.next_position(slot, phase, slots)
+    return slot, phase, message
+
+
+@cute.jit
+def issue_products(parts: cutlass.Constexpr, slot: Int32, phase: Int32):
+    """``acc`` ← Q·Kᵀ of the tile in ``slot`` when it is there, as one group, not waited for."""
+    sm90_ring.wait_full(parts.keys_full, slot, phase)
+    cute.arch.fence_view_async_shared()  # the copies of the gathering warps were not of the tensor cores' proxy
+    tile_keys = parts.keys[None, None, None, slot]
+    register_steps = cute.size(parts.q_registers, mode=[2])
+    warpgroup.fence()
+    sm90_wgmma.add_products(parts.mma_rs, parts.acc, parts.q_registers, tile_keys, 0, False)
+    sm90_wgmma.add_products(parts.mma_ss, parts.acc, parts.q_operand, tile_keys, register_steps, True)
+    warpgroup.commit_group()
+
+
+@cute.jit
+def hand_over(
+    parts: cutlass.Constexpr,
+    slot: Int32,
+    message: Int32,
+    scale_log2: Float32,
+    is_key: cute.Tensor,
+    messages: cutlass.Constexpr,
+    row_max: cute.Tensor,
+    row_sum: cute.Tensor,
+    thread: Int32,
+):
+    """The softmax of ``own``, the scores of the tile in ``slot``, and its P and factors as a message."""
+    correction = cute.make_rmem_tensor((2,), Float32)
+    rows = sm90_wgmma.rows_of(parts.own)
+    hide_absent(rows, is_key[None, slot], thread)
+    softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True)
+    cute.arch.mbarrier_wait(messages.empty, message ^ 1)
+    sm90_wgmma.store_accumulator(parts.own, parts.mma_ss, messages.p, _not_hoisted(thread))
+    cute.arch.fence_view_async_shared()
+    tell(correction, messages.factors, messages.full, thread)
+
+
+@cute.jit
+def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
+    """Scores of keys that do not count become −∞. ``rows`` (2, 16): this thread's columns 8·b + 2·(lane mod 4) + e."""
+    first = is_key[0] | (is_key[1] << Uint32(16))
+    second = is_key[2] | (is_key[3] << Uint32(16))
+    if (first & second) != Uint32(0xFFFFFFFF):
+        shift = Uint32(2 * (thread & 3))
+        words = (first >> shift, second >> shift)
+        for column in cutlass.range_constexpr(16):
+            block, element = column // 2, column % 2
+            bit = (words[block // 4] >> Uint32(8 * (block % 4) + element)) & Uint32(1)
+            for half in cutlass.range_constexpr(2):
+                rows[half, column] = rows[half, column] if bit == Uint32(1) else -Float32.inf
+
+
+@cute.jit
+def tell(factors: cute.Tensor, place: cute.Tensor, full: cute.Pointer, thread: Int32):
+    """This thread's ``factors`` (2,) to ``place`` (2, 128), the last part of a message; then it is there."""
+    for half in cutlass.range_constexpr(2):
+        place[half, thread] = factors[half]
+    cute.arch.sync_warp()
+    sm90_ring.release(full, 0)
+
+
+@cute.jit
+def finish(
+    row_max: cute.Tensor,
+    row_sum: cute.Tensor,
+    normaliser: cute.Tensor,
+    sink,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor,
+    heads: Int32,
+    scale_log2: Float32,
+    empty_lse: Float32,
+    thread: Int32,
+):
+    """``normaliser`` ← 1 / (l + 2^(log2(e)·sink − c·m)); lse = ln l + softmax_scale·m and the largest scaled logit.
+
+    ``sink`` is (64,) float32, of which ``heads`` may be read, or None; ``lse`` and ``max_logits`` are (64,). A row
+    without keys gets a normaliser of 0, ``empty_lse`` and −∞ (dsv4-reference §7.2, §7.5).
+    """
+    thread = _not_hoisted(thread)
+    first = sm90_mask.thread_row(thread)
+    for half in cutlass.range_constexpr(2):
+        row = first + 8 * half
+        total = row_sum[half]
+        total = total + cute.arch.shuffle_sync_bfly(total, offset=1)
+        total = total + cute.arch.shuffle_sync_bfly(total, offset=2)
+        top = row_max[half]
+        shift = (Float32(0.0) if top == -Float32.inf else top) * scale_log2
+        below = total
+        if cutlass.const_expr(sink is not None):
+            below = total + cute.math.exp2(sink[cutlass.min(row, heads - 1)] * softmax.LOG2_E - shift, fastmath=True)
+        normaliser[half] = Float32(0.0) if total == Float32(0.0) else cute.arch.rcp_approx(below)
+        if thread & 3 == 0 and row < heads:
+            value = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
+            lse[row] = empty_lse if total == Float32(0.0) else value
+            max_logits[row] = top * (scale_log2 * softmax.LN_2)
+
+
+@cute.jit
+def _not_hoisted(thread: Int32) -> Int32:
+    """``thread``, such that the addresses that follow from it do not stay in registers over all queries."""
+    return cute.arch.inline_ptx("mov.s32 {$w0}, {$r0};", write_only_types=[Int32], read_only_args=[thread])
