@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.harness.operator import Case, OperatorBenchmark
 from benchmarks.harness.result import RESULTS
 from benchmarks.kernels import recorded
+from dsv4.generator.spec.errors import SpecError
 from dsv4.generator.spec.plan import plan
 from dsv4.tuner.cost.counts import count
 from dsv4.tuner.cost.fit import Point
@@ -24,7 +25,6 @@ NOT_SIZES = ("causal", "format", "fp4", "fp8", "two")
 """What a case's sizes hold besides: flags, which the kernels' variants have."""
 LATER = {"swiglu_quant": {"two": False}}
 """Flags that a benchmark's cases have got since; results from before are of these."""
-OLD_ENCODING = "measured before the encoding of E2M1 was rewritten with half the instructions"
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,18 @@ def _of_file(file: str, result: Mapping[str, Any]) -> Iterator[Measured]:
         with recorded() as asked:
             peer.prepare(case)
         sizes = {**_sizes(op, case)}
-        launches = []
+        launches, left_out = [], ""
         for each in asked:
             dims = dict(each.dims)
             kernel = plan(each.op, ARCH, dims=dims, variant=dict(each.variant))
-            launches += count(kernel, {name: size for name, size in sizes.items() if name not in dims})
-        format = dict(asked[0].variant).get("format")
-        old = OLD_ENCODING if op in ("quantize", "swiglu_quant") and format == "nvfp4" else ""
+            try:
+                launches += count(kernel, {name: size for name, size in sizes.items() if name not in dims})
+            except SpecError as error:  # a size that the case does not name, as the lengths of sequences
+                left_out = str(error)
         work = item["work"]
         floor = max(work["bytes"] / top["copy_gb_s"] / 1e3, work["flops"] / top["product_tflops"] / 1e6)
         point = Point(op, item["label"], tuple(launches), item["peers"][name]["cold"]["median_us"])
-        yield Measured(file, point, top["empty_node_us"] + floor, old)
+        yield Measured(file, point, top["empty_node_us"] + floor, left_out)
 
 
 def _sizes(op: str, case: Case) -> dict[str, int]:
@@ -83,6 +84,8 @@ def _sizes(op: str, case: Case) -> dict[str, int]:
         from benchmarks.router import splits
 
         sizes["S"] = splits(tokens, sizes["d"])
+    if op == "router_choose":
+        sizes["S"] = 1
     if op == "inverse_rope_quant":
         sizes["TP"] = tokens
     return sizes
