@@ -30,7 +30,6 @@ from dsv4.runtime.cache import Artifact, KernelCache
 IMPOSSIBLE: tuple[tuple[str, str, dict[str, int], dict[str, int]], ...] = (
     ("fmha", "sm_90a", {"D": 128}, {"kv_stage": 4}),
     ("fmha", "sm_100a", {"D": 512}, {"column_split": 1}),
-    ("sparse_attention_decode", "sm_90a", {}, {"q_register_columns": 128}),
 )
 SHOWN = (("rms_norm", {"d": 4096}), ("rms_norm", {"d": 7168}), ("fmha", {"D": 64}), ("fmha", {"D": 128}))
 VERIFY_SECONDS = 60.0
