@@ -130,8 +130,8 @@ def other_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
 
 
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
-    """For persistent CTAs cases with two query tiles more than CTAs, over 2 and 3 key tiles; else none."""
-    ctas = int(manifest.config.get("persistent_ctas", 0))
+    """For fmha's persistent CTAs cases with two query tiles more than CTAs, over 2 and 3 key tiles; else none."""
+    ctas = int(manifest.config.get("persistent_ctas", 0)) if manifest.op == "fmha" else 0
     if not ctas:
         return []
     keys = [tiles * int(manifest.config["tile_n"]) + 5 for tiles in (1, 2)]
