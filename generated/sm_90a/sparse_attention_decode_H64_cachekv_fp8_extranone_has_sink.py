@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: b64bb35080c38a32af9a3c95c9975a91a812bfefad760402cd8262c3847a0def
+# spec sha256: 1472cf32e2e72839965edd10a970322d248756274567a7e2afc99d548eb3ceec
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
