@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from benchmarks.harness.operator import Call, Inputs, Peer, Unavailable
+from benchmarks.harness.operator import Call, Inputs, Peer, Unavailable, proven
 
 TOKENS = (1, 4, 16, 64, 256, 2048, 8192, 32768)
 """T: decoding up to 64, a chunk of a prefill above."""
@@ -105,26 +105,8 @@ def compiled(formula: Callable[..., Any], arguments: Callable[[Inputs], tuple[An
         raise Unavailable("triton is not installed")
     torch.compiler.reset()
     function = torch.compile(formula, dynamic=False)
-    proved: list[bool] = []
-
-    def call(s: Inputs) -> Any:
-        if proved:
-            return function(*arguments(s))
-        try:
-            result = function(*arguments(s))
-        except Exception as error:  # the compiler raises classes of its own, for formulas that it cannot take
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise Unavailable(f"torch cannot compile it ({type(error).__name__}: {first_line(error)})") from None
-        proved.append(True)
-        return result
-
-    return call
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line of 200 characters at most."""
-    return " ".join(str(error).split())[:200]
+    # The compiler raises classes of its own for formulas that it cannot take.
+    return proven(lambda s: function(*arguments(s)), "torch cannot compile it", (torch.OutOfMemoryError,))
 
 
 def bf16_position(values: Any) -> Any:

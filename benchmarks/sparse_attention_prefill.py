@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
+from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import loaded_kernel, our_peers
+from benchmarks.peers import flash_mla as peer
 from benchmarks.sparse_attention_decode import (
     CHECKED,
     LSE_ABS_MAX,
@@ -16,7 +17,6 @@ from benchmarks.sparse_attention_decode import (
     OUT_REL_MAX,
     SCALE,
     WIDTH,
-    flash_mla_version,
 )
 
 QUERIES, KEY_ROWS = 4096, 32768
@@ -41,7 +41,7 @@ class SparseAttentionPrefillBenchmark:
         return [
             *our_peers(kernel),
             Peer("dsv4.flash_mla", ours_as_flash_mla, "the compatible function, host code included"),
-            Peer("FlashMLA", flash_mla, "flash_mla_sparse_fwd, its outputs allocated", versions=flash_mla_version),
+            Peer("FlashMLA", flash_mla, "flash_mla_sparse_fwd, its outputs allocated", versions=peer.versions),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:
@@ -123,31 +123,11 @@ def with_interface(module: Any) -> Call:
 
 
 def ours_as_flash_mla(case: Case) -> Call:
-    try:
-        import dsv4
-        from dsv4 import flash_mla as ours
-    except ImportError as error:
-        raise Unavailable(f"dsv4 is not installed ({error})") from None
-    dsv4.configure(missing="raise")
-    call = with_interface(ours)
-
-    def served(s: Inputs) -> Any:
-        try:
-            return call(s)
-        except dsv4.KernelMissing as error:
-            raise Unavailable(str(error)) from None
-
-    return served
+    return peer.ours(with_interface)
 
 
 def flash_mla(case: Case) -> Call:
-    try:
-        import flash_mla as theirs  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise Unavailable(f"flash_mla is not installed ({error})") from None
-    if int(case.sizes["H"]) not in (64, 128):
-        raise Unavailable("FlashMLA has kernels for 64 and 128 heads")
-    return with_interface(theirs)
+    return peer.theirs(case, with_interface)
 
 
 BENCHMARK = SparseAttentionPrefillBenchmark()

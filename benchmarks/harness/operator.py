@@ -16,6 +16,33 @@ class Unavailable(Exception):
     """A peer that cannot take part, with the reason in one line (not installed; a shape that it does not have)."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of 200 characters at most."""
+    return " ".join(str(error).split())[:200]
+
+
+def proven(call: Call, cannot: str, passed_on: tuple[type[Exception], ...] = ()) -> Call:
+    """``call``, whose first failure means that there is no such kernel for this chip or shape.
+
+    ``cannot`` begins the reason ("flashinfer cannot"); errors of ``passed_on`` mean something else.
+    """
+    proved: list[bool] = []
+
+    def guarded(s: Inputs) -> Any:
+        if proved:
+            return call(s)
+        try:
+            result = call(s)
+        except passed_on:
+            raise
+        except Exception as error:
+            raise Unavailable(f"{cannot} ({type(error).__name__}: {one_line(error)})") from None
+        proved.append(True)
+        return result
+
+    return guarded
+
+
 @dataclass(frozen=True)
 class Case:
     """One measurement: a label that is unique within the operator, and the sizes that it stands for."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.harness.controls import ControlMeter, Controls
-from benchmarks.harness.operator import Call, Case, Inputs, OperatorBenchmark, Peer, Unavailable
+from benchmarks.harness.operator import Call, Case, Inputs, OperatorBenchmark, Peer, Unavailable, one_line
 
 MODES = ("cold", "warm", "host")
 """``cold`` and ``warm``: see timing.py, µs of GPU time a call. ``host``: µs of host time an eager call."""
@@ -148,4 +148,4 @@ def _captured_us(call: Call, inputs: Inputs) -> float:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Unavailable(f"no graph can hold it ({' '.join(str(error).split())[:200]})") from None
+        raise Unavailable(f"no graph can hold it ({one_line(error)})") from None

@@ -14,6 +14,7 @@ import importlib.metadata
 from typing import Any, NamedTuple
 
 from benchmarks.block_codes import TILE_ROWS
+from benchmarks.harness import operator
 from benchmarks.harness.operator import Call, Case, Inputs, Unavailable
 from benchmarks.peers.prepared import once
 
@@ -35,7 +36,7 @@ def function(path: str) -> Any:
     try:
         found = importlib.import_module(f"flashinfer.{module}")
     except Exception as error:  # it loads libraries on import, which fail in ways of their own
-        raise Unavailable(f"flashinfer is not installed ({_line(error)})") from None
+        raise Unavailable(f"flashinfer is not installed ({type(error).__name__}: {operator.one_line(error)})") from None
     if not hasattr(found, name):
         raise Unavailable(f"this flashinfer has no {path}")
     return getattr(found, name)
@@ -50,23 +51,7 @@ def versions() -> dict[str, str]:
 
 def proven(call: Call) -> Call:
     """``call``, whose first failure means that flashinfer has no such kernel for this chip or shape."""
-    proved: list[bool] = []
-
-    def guarded(s: Inputs) -> Any:
-        if proved:
-            return call(s)
-        try:
-            result = call(s)
-        except Exception as error:
-            raise Unavailable(f"flashinfer cannot ({_line(error)})") from None
-        proved.append(True)
-        return result
-
-    return guarded
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return operator.proven(call, "flashinfer cannot")
 
 
 def rms_norm(case: Case) -> Call:

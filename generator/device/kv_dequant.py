@@ -18,7 +18,7 @@ from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T, dsl_user_op
 
 from dsv4.generator.device.inline_asm import pure_asm
-from dsv4.generator.device.kv_rows import SLOT_ROWS, TILE_KEYS
+from dsv4.generator.device.kv_rows import TILE_KEYS
 from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_CODES
 
 PIECE_BYTES = 16
@@ -27,7 +27,7 @@ BLOCK_BYTES = TILE_KEYS * ROW_BYTES
 TILE_BYTES = 8 * BLOCK_BYTES
 CODE_BLOCKS = KV_CODES // 64
 ROTARY_PIECES = (KV_BODY_BYTES - KV_CODES) // PIECE_BYTES
-assert (SLOT_ROWS, ROTARY_PIECES, CODE_BLOCKS) == (8, 8, 7)
+assert (ROTARY_PIECES, CODE_BLOCKS) == (8, 7)
 
 
 @dsl_user_op

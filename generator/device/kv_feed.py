@@ -19,8 +19,6 @@ from dsv4.generator.device.kv_dequant import TILE_BYTES
 from dsv4.generator.device.kv_dequant_rows import dequantise_rows
 from dsv4.generator.device.page_rows import KV_BODY_BYTES
 
-SLOTS = 2
-
 
 @cute.jit
 def feed(
@@ -40,17 +38,15 @@ def feed(
     ``raw`` points to the warp's two slots of raw rows, ``barriers.raw_full`` to the mbarriers of all warps' slots.
     """
     warp_keys = cutlass.const_expr(kv_rows.TILE_KEYS // warps)
-    slot_rows = cutlass.const_expr(warp_keys // SLOTS)
+    slot_rows = cutlass.const_expr(warp_keys // kv_rows.SLOTS)
     slot_bytes = cutlass.const_expr(slot_rows * KV_BODY_BYTES)
-    raw_address, full = raw.toint(), barriers.raw_full + warp * SLOTS
+    raw_address, full = raw.toint(), barriers.raw_full + warp * kv_rows.SLOTS
     keys_address = ring.keys.iterator.toint()
     slot, phase, raw_phase = Int32(0), Int32(0), Int32(0)
-    row = Int32(-1)
-    if first_tile < last_tile:
-        row = kv_rows.load_row(segments, first_tile, warp, lane, warp_keys)
+    row = kv_rows.load_row(segments, first_tile, last_tile, warp, lane, warp_keys)
     body, tail = kv_rows.address_of(segments, first_tile, row)
     low, high = kv_rows.load_scales(tail, row >= 0)
-    for part in cutlass.range_constexpr(SLOTS):
+    for part in cutlass.range_constexpr(kv_rows.SLOTS):
         kv_rows.ask_for_rows(slot_rows, part, body, row >= 0, raw_address + part * slot_bytes, full + part, lane)
     keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
     entry = kv_rows.load_entry(segments, first_tile + 1, last_tile, warp, lane, warp_keys)
@@ -62,7 +58,7 @@ def feed(
         entry = kv_rows.load_entry(segments, tile + 2, last_tile, warp, lane, warp_keys)
         cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
         tile_address = keys_address + slot * TILE_BYTES
-        for part in cutlass.range_constexpr(SLOTS):
+        for part in cutlass.range_constexpr(kv_rows.SLOTS):
             own_raw = raw_address + part * slot_bytes
             cute.arch.mbarrier_wait(full + part, raw_phase)
             first_row = warp * warp_keys + part * slot_rows
@@ -72,14 +68,10 @@ def feed(
             )
             cute.arch.sync_warp()
             kv_rows.ask_for_rows(slot_rows, part, body, next_row >= 0, own_raw, full + part, lane)
-        if lane == 0:
-            word = keys
-            if cutlass.const_expr(warps == 8):  # two words of 32 keys, each the union of four warps'
-                word = keys << Uint32(warp_keys * (warp & 3))
-            ring.is_key[warp, slot] = word
-        cute.arch.fence_view_async_shared()
-        cute.arch.sync_warp()
-        sm90_ring.release(barriers.keys_full, slot)
+        word = keys
+        if cutlass.const_expr(warps == 8):  # two words of 32 keys, each the union of four warps'
+            word = keys << Uint32(warp_keys * (warp & 3))
+        kv_rows.pass_on(word, ring, barriers, slot, warp, lane)
         keys, low, high = next_keys, next_low, next_high
         slot, phase = sm90_ring.next_position(slot, phase, slots)
         raw_phase ^= 1

@@ -23,6 +23,7 @@ WARPS = 8
 ROWS = 4
 SLOT_BYTES = ROWS * KV_BODY_BYTES
 WARP_KEYS = kv_rows.TILE_KEYS // WARPS
+KEY_BITS = (1 << WARP_KEYS) - 1
 GROUP_TILES = 32 // WARP_KEYS
 TILE_SLOTS = WARP_KEYS // ROWS  # raw slots that a warp's keys of a tile take
 GROUP_SLOTS = GROUP_TILES * TILE_SLOTS
@@ -109,7 +110,7 @@ def feed(
                         ROWS, ahead % GROUP_SLOTS, ahead_body, ahead_is_key, own_raw, full + raw_slot, lane
                     )
                 raw_slot, raw_phase = sm90_ring.next_position(raw_slot, raw_phase, raw_slots)
-            _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
+            kv_rows.pass_on(keys >> Uint32(tile * WARP_KEYS) & Uint32(KEY_BITS), ring, barriers, slot, warp, lane)
             slot, phase = sm90_ring.next_position(slot, phase, slots)
         body, is_key, low, high = further.body, further.is_key, further.low, further.high
 
@@ -139,15 +140,5 @@ def feed_plain(
             cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
             kv_plain.gather_rows(address, own_row, keys_address + slot * TILE_BYTES, warp, lane, warp_keys=WARP_KEYS)
             cute.arch.cp_async_wait_group(0)
-            _pass_on(keys >> Uint32(tile * WARP_KEYS), ring, barriers, slot, warp, lane)
+            kv_rows.pass_on(keys >> Uint32(tile * WARP_KEYS) & Uint32(KEY_BITS), ring, barriers, slot, warp, lane)
             slot, phase = sm90_ring.next_position(slot, phase, slots)
-
-
-@cute.jit
-def _pass_on(keys: Uint32, ring: cutlass.Constexpr, barriers: cutlass.Constexpr, slot: Int32, warp: Int32, lane: Int32):
-    """The warp's rows of a slot, and the bits of those that count, to the warpgroup of the scores."""
-    if lane == 0:
-        ring.is_key[warp, slot] = keys & Uint32((1 << WARP_KEYS) - 1)
-    cute.arch.fence_view_async_shared()
-    cute.arch.sync_warp()
-    sm90_ring.release(barriers.keys_full, slot)

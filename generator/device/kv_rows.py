@@ -15,6 +15,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, Int64, Uint32
 
+from dsv4.generator.device import sm90_ring
 from dsv4.generator.device.bulk_rows import copy_row, load_global
 from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_TAIL_BYTES, row_addresses
 
@@ -72,6 +73,7 @@ def page_and_offset(number: Int32, page) -> tuple[Int32, Int32]:
 def load_row(
     segments: cutlass.Constexpr,
     tile: Int32,
+    last_tile: Int32,
     warp: Int32,
     lane: Int32,
     warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
@@ -80,7 +82,7 @@ def load_row(
 
     It waits for the memory: see :func:`load_entry` and :func:`row_of`.
     """
-    entry = load_entry(segments, tile, tile + 1, warp, lane, warp_keys)
+    entry = load_entry(segments, tile, last_tile, warp, lane, warp_keys)
     return row_of(segments, tile, entry, warp, lane, warp_keys)
 
 
@@ -214,3 +216,13 @@ def load_scales(tail: Int64, is_key: Boolean) -> tuple[Uint32, Uint32]:
     if is_key:
         load_global(tail, scales)
     return scales[0], scales[1]
+
+
+@cute.jit
+def pass_on(keys: Uint32, ring: cutlass.Constexpr, barriers: cutlass.Constexpr, slot: Int32, warp: Int32, lane: Int32):
+    """A warp's rows of a slot of the ring, and the bits of those that count, to the warps that make the scores."""
+    if lane == 0:
+        ring.is_key[warp, slot] = keys
+    cute.arch.fence_view_async_shared()
+    cute.arch.sync_warp()
+    sm90_ring.release(barriers.keys_full, slot)

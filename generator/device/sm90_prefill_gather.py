@@ -16,19 +16,17 @@ import cutlass.cute as cute
 from cutlass import Int32, Int64, Uint32
 
 from dsv4.generator.device import sm90_ring
+from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES
 from dsv4.generator.device.kv_plain import copy_piece
+from dsv4.generator.device.kv_rows import TILE_KEYS
 
 HEAD_DIM = 512
 ROWS = 64
 """Heads of a block, the rows of a wgmma."""
-TILE_KEYS = 64
 WARPS = 4
 WARP_KEYS = TILE_KEYS // WARPS
 KEYS_ARRIVALS = 32 * WARPS + WARPS
 """On ``keys_full``: of every gathering thread when its copies have landed, of each warp for the word of its keys."""
-PIECE_BYTES, ROW_BYTES = 16, 128
-BLOCK_BYTES = TILE_KEYS * ROW_BYTES
-TILE_BYTES = HEAD_DIM // 64 * BLOCK_BYTES
 
 
 class Work(NamedTuple):

@@ -18,6 +18,7 @@ from cutlass.cute.nvgpu import warpgroup
 from dsv4.generator.device import sm90_mask, sm90_ring, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_shared, store_shared
 from dsv4.generator.device.sm90_prefill_gather import BLOCK_BYTES, HEAD_DIM, PIECE_BYTES, TILE_KEYS
+from dsv4.generator.device.sm90_sparse_decode import hide_absent
 
 SCORE_BARRIER = 1
 """Named barrier of this warpgroup (0 is the CTA's own)."""
@@ -186,21 +187,6 @@ def hand_over(
     sm90_wgmma.store_accumulator(parts.own, parts.mma_ss, messages.p, _not_hoisted(thread))
     cute.arch.fence_view_async_shared()
     tell(correction, messages.factors, messages.full, thread)
-
-
-@cute.jit
-def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
-    """Scores of keys that do not count become −∞. ``rows`` (2, 16): this thread's columns 8·b + 2·(lane mod 4) + e."""
-    first = is_key[0] | (is_key[1] << Uint32(16))
-    second = is_key[2] | (is_key[3] << Uint32(16))
-    if (first & second) != Uint32(0xFFFFFFFF):
-        shift = Uint32(2 * (thread & 3))
-        words = (first >> shift, second >> shift)
-        for column in cutlass.range_constexpr(16):
-            block, element = column // 2, column % 2
-            bit = (words[block // 4] >> Uint32(8 * (block % 4) + element)) & Uint32(1)
-            for half in cutlass.range_constexpr(2):
-                rows[half, column] = rows[half, column] if bit == Uint32(1) else -Float32.inf
 
 
 @cute.jit

@@ -88,21 +88,15 @@ def feed_plain(
     """``kv_feed.feed`` for rows of bf16, which need no raw slots: a tile is on its way while another is worked on."""
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
-    row = kv_rows.load_row(segments, first_tile, warp, lane)
+    row = kv_rows.load_row(segments, first_tile, last_tile, warp, lane)
     for tile in cutlass.range(first_tile, last_tile, unroll=1):
-        next_row = Int32(-1)
-        if tile + 1 < last_tile:
-            next_row = kv_rows.load_row(segments, tile + 1, warp, lane)
+        next_row = kv_rows.load_row(segments, tile + 1, last_tile, warp, lane)
         address = kv_plain.row_address(segments, tile, row)
         keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
         cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
         kv_plain.gather_rows(address, row, keys_address + slot * TILE_BYTES, warp, lane)
-        if lane == 0:
-            ring.is_key[warp, slot] = keys
         cute.arch.cp_async_wait_group(0)
-        cute.arch.fence_view_async_shared()
-        cute.arch.sync_warp()
-        sm90_ring.release(barriers.keys_full, slot)
+        kv_rows.pass_on(keys, ring, barriers, slot, warp, lane)
         row = next_row
         slot, phase = sm90_ring.next_position(slot, phase, slots)
 

@@ -19,6 +19,7 @@ from cutlass import Int32, Uint32
 
 from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
 from dsv4.generator.device.bulk_rows import copy_to_cta, send_word
+from dsv4.generator.device.cluster_sum import shift_to_cta
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, ROW_BYTES, TILE_BYTES
 from dsv4.generator.device.kv_dequant_rows import dequantise_rows
 
@@ -44,8 +45,7 @@ class Partner(NamedTuple):
 def partner_of(rank: Int32, anywhere: cute.Pointer) -> Partner:
     """Of CTA ``rank`` of the cluster: neighbours are partners. ``anywhere`` points into shared memory."""
     other = rank ^ 1
-    shift = cute.arch.map_dsmem_ptr(anywhere, other).toint() - anywhere.toint()
-    return Partner(other, Int32(shift), rank & 1)
+    return Partner(other, shift_to_cta(anywhere.toint(), other), rank & 1)
 
 
 @cute.jit
@@ -78,8 +78,8 @@ def feed(
     raw_full = barriers.raw_full + warp * kv_rows.SLOTS
     keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
     group = 2 * warp + partner.half
-    row = _row(segments, first_tile, last_tile, group, lane)
-    next_row = _row(segments, first_tile + 1, last_tile, group, lane)
+    row = kv_rows.load_row(segments, first_tile, last_tile, group, lane, WARP_KEYS)
+    next_row = kv_rows.load_row(segments, first_tile + 1, last_tile, group, lane, WARP_KEYS)
     low, high = _ask(segments, first_tile, row, raw_address, raw_full, lane)
     next_low, next_high = _ask(segments, first_tile + 1, next_row, raw_address + kv_rows.SLOT_BYTES, raw_full + 1, lane)
     keys, next_keys = _keys_of(row), _keys_of(next_row)
@@ -129,11 +129,11 @@ def feed_plain(
     keys_address = ring.keys.iterator.toint()
     group = 2 * warp + partner.half
     slot, phase = Int32(0), Int32(0)
-    row = _row(segments, first_tile, last_tile, group, lane)
+    row = kv_rows.load_row(segments, first_tile, last_tile, group, lane, WARP_KEYS)
     for tile in cutlass.range(first_tile, last_tile, unroll=1):
-        next_row = _row(segments, tile + 1, last_tile, group, lane)
+        next_row = kv_rows.load_row(segments, tile + 1, last_tile, group, lane, WARP_KEYS)
         address = kv_plain.row_address(segments, tile, row)
-        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+        keys = _keys_of(row)
         cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
         full = barriers.keys_full + slot
         their_full = full.toint() + partner.shift
@@ -145,14 +145,6 @@ def feed_plain(
         _pass_on(tile_address, group, partner, their_full, lane)
         row = next_row
         slot, phase = sm90_ring.next_position(slot, phase, slots)
-
-
-@cute.jit
-def _row(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, group: Int32, lane: Int32) -> Int32:
-    row = Int32(-1)
-    if tile < last_tile:
-        row = kv_rows.load_row(segments, tile, group, lane, warp_keys=WARP_KEYS)
-    return row
 
 
 @cute.jit
