@@ -10,6 +10,7 @@ from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
 from benchmarks.peers import tile_kernels
+from benchmarks.peers.read_only import read_only
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class MhcHeadBenchmark:
             *our_peers(kernel),
             Peer("tile-kernels", tile_peer, "TileKernels' mhc_head (TF32), then torch's norm", tile_kernels.versions),
             compiled_peer(formula, arguments),
+            read_only(lambda s: s["fn"]),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

@@ -10,6 +10,7 @@ from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
 from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
 from benchmarks.peers import flashinfer, tile_kernels
+from benchmarks.peers.read_only import read_only
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ class MhcPostPreBenchmark:
             ),
             Peer("flashinfer", flashinfer_peer, "flashinfer's post, torch's product, its rest", flashinfer.versions),
             compiled_peer(formula, arguments),
+            read_only(lambda s: s["fn"]),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:

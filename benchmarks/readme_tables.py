@@ -61,16 +61,34 @@ def one_table(name: str, result: Mapping[str, Any]) -> str:
         cells += [f"{100 * achieved[key]:.0f} %" if achieved else "–" for key in ("of_copy", "of_product")]
         lines.append(row(cells))
     top, device = result["ceilings"], result["device"]
+    runs = f"{len(result['runs'])} runs" if "runs" in result else "run"
     lines += [
         "",
         f"Median µs a call by CUDA-graph replay, L2 cold / warm; in brackets the time over ours. {device['name']}, "
-        f"driver {device.get('driver', 'unknown')}, torch {result['versions']['torch']}, {result['date'][:10]}; in the "
-        f"same run: copy {top['copy_gb_s']:.0f} GB/s, 8192³ product {top['product_tflops']:.0f} TFLOP/s, empty graph "
-        f"node {top['empty_node_us']:.2f} µs. "
+        f"driver {device.get('driver', 'unknown')}, torch {result['versions']['torch']}, {result['date'][:10]}; in "
+        f"the same {runs}: copy {top['copy_gb_s']:.0f} GB/s, 8192³ product {top['product_tflops']:.0f} TFLOP/s, empty "
+        f"graph node {top['empty_node_us']:.2f} µs. "
         f"[{name}](benchmarks/results/{name})",
+        *shortfalls(result),
         "",
     ]
     return "\n".join(lines)
+
+
+def shortfalls(result: Mapping[str, Any]) -> list[str]:
+    """The rows that miss an aim (benchmarks/harness/aims.py) as a Markdown list, one item for each aim and reason."""
+    rows: dict[tuple[str, str], dict[str, bool]] = {}
+    for case in result["cases"]:
+        for short in case.get("short", ()):
+            labels = rows.setdefault((short["aim"], short["reason"] or "no reason known"), {})
+            labels[case["label"]] = labels.get(case["label"], True) and short["met_with_pdl"]
+    if not rows:
+        return [] if "short" not in next(iter(result["cases"]), {}) else ["", "Every row meets its aims."]
+    lines = ["", "Short of an aim (* met with programmatic dependent launch):", ""]
+    for (aim, reason), labels in rows.items():
+        named = ", ".join(label + "*" * met for label, met in labels.items())
+        lines.append(f"- {aim}: {named}. {reason[0].upper()}{reason[1:].rstrip('.')}.")
+    return lines
 
 
 def cell(peer: Mapping[str, Any] | None, *, is_ours: bool) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import result as results
+from benchmarks.harness.aims import read_reasons
 from benchmarks.harness.machine import commit
 from benchmarks.harness.operator import Case, OperatorBenchmark
 from benchmarks.harness.rounds import CaseResult, measure
@@ -126,6 +127,7 @@ def run_benchmark(
     With a limit in seconds the cases come in an order of their own (``telling_first``); the file has theirs.
     """
     sessions: dict[str, Session] = {}
+    reasons = read_reasons()
     began = time.monotonic()
     try:
         if isolated:
@@ -153,8 +155,9 @@ def run_benchmark(
     measured.sort(key=lambda each: places[each.case.label])
     left = [label for label in places if label not in {each.case.label for each in measured}]
     result = results.assemble(
-        bench, measured, readings, descriptions, rounds=rounds, isolated=isolated, commit=commit(), left=left
-    )
+        bench, measured, readings, descriptions,
+        rounds=rounds, isolated=isolated, commit=commit(), left=left, reasons=reasons,
+    )  # fmt: skip
     path = results.write(result, folder)
     print_end(result, path)
     if result["void"]:

@@ -63,7 +63,8 @@ class Work:
 class Peer:
     """One implementation. ``prepare`` gives the call for a case or raises :class:`Unavailable`.
 
-    ``shown``: whether it gets a column in the README's table.
+    ``shown``: whether it gets a column in the README's table. ``checked``: whether it computes the operator at all; a
+    yardstick does not.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Peer:
     about: str = ""
     versions: Callable[[], Mapping[str, str]] = field(default=dict)
     shown: bool = True
+    checked: bool = True
 
 
 class OperatorBenchmark(Protocol):

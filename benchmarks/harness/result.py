@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from benchmarks.harness.aims import Reason, with_verdicts
 from benchmarks.harness.controls import COPY_BYTES, DRIFT_MAX, PRODUCT_SIZE, Controls, ceilings, drift
 from benchmarks.harness.machine import device_slug
 from benchmarks.harness.operator import OperatorBenchmark
@@ -36,17 +38,18 @@ def assemble(
     commit: str | None,
     when: datetime | None = None,
     left: Sequence[str] = (),
+    reasons: Mapping[str, Sequence[Reason]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The result object. ``descriptions``: peer → what its session says of its machine and versions.
+    """The result object, each row judged. ``descriptions``: peer → what its session says of its machine and versions.
 
-    ``left``: labels of the cases for which there was no time.
+    ``left``: labels of the cases for which there was no time. ``reasons``: why rows fall short (see aims.py).
     """
     known = {peer.name: peer for peer in bench.peers()}
     top = ceilings(readings)
     versions: dict[str, str] = {}
     for description in descriptions.values():
         versions.update(description["versions"])
-    return {
+    result = {
         "schema": SCHEMA,
         "op": bench.op,
         "date": (when or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -63,8 +66,9 @@ def assemble(
         "controls": [reading.as_dict() for reading in readings],
         "void": drift(readings),
         "left": list(left),
-        "cases": [_case(bench, result, top) for result in results],
+        "cases": [_case(bench, each, top) for each in results],
     }
+    return with_verdicts(result, reasons)
 
 
 def _case(bench: OperatorBenchmark, result: CaseResult, top: Controls) -> dict[str, Any]:

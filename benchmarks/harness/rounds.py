@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,14 +88,25 @@ def measure(
     return results, readings
 
 
+def _in_all(sessions: Sequence[Session], ask: Callable[[Session], dict[str, Opened]]) -> list[dict[str, Opened]]:
+    """What every session answers; several, which are processes of their own, are asked at the same time."""
+    if len(sessions) == 1:
+        return [ask(sessions[0])]
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        return list(pool.map(ask, sessions))
+
+
 def measure_case(
     sessions: Mapping[str, Session], distinct: Sequence[Session], case: Case, *, rounds: int, seed: int
 ) -> CaseResult:
-    """One case: opened in every session, ``rounds`` rounds, closed again whatever happens."""
+    """One case: opened in every session at once, ``rounds`` rounds, closed again whatever happens.
+
+    Peers compile and make their inputs at the same time; what is timed, one after another.
+    """
     opened: dict[str, Opened] = {}
     try:
-        for session in distinct:
-            opened.update(session.open_case(case.label, seed))
+        for found in _in_all(distinct, lambda session: session.open_case(case.label, seed)):
+            opened.update(found)
         names = [name for name in sessions if not opened[name].skipped]
         samples: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in MODES} for name in names}
         for number in range(rounds):

@@ -174,14 +174,17 @@ def embed(case: Case) -> Call:
 
 
 def mhc_head(case: Case, norm: Any) -> Call:
-    """Its projection (of 24 columns, of which 4 are wanted), gates and weighted sum, then ``norm`` of (h, weight)."""
+    """Its projection (of 24 columns, of which 4 are wanted), gates and weighted sum, then ``norm`` of (h, weight).
+
+    It wants the tokens of one sequence: [1, T, ...].
+    """
     import torch
 
     head = module("modeling.mhc.functional").mhc_head
 
     def call(s: Inputs) -> Any:
         with torch.no_grad():
-            h = head(s["streams"], s["fn"], s["scale"], s["base"], norm_eps=EPS, pre_eps=EPS, n_splits=1)
-            return norm(h, s["norm_weight"])
+            h = head(s["streams"][None], s["fn"], s["scale"], s["base"], norm_eps=EPS, pre_eps=EPS, n_splits=1)
+            return norm(h[0], s["norm_weight"])
 
     return call
