@@ -12,16 +12,17 @@ from typing import Any
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel
+from benchmarks.peers.read_only import read_only
 
 K = 6
 SIZES = {"Flash": (4096, 256, 1.5), "Pro": (7168, 384, 2.5)}
 MOST_SPLITS = 16
 
 
-def splits(tokens: int, d: int) -> int:
+def splits(tokens: int, d: int, *, gemm: bool = False) -> int:
     from dsv4.runtime.ops.router import logit_parts
 
-    return logit_parts(tokens, d)
+    return logit_parts(tokens, d, gemm=gemm)
 
 
 def formula(y: Any, gate: Any, bias: Any, factor: float) -> Any:
@@ -51,7 +52,9 @@ class RouterBenchmark:
             Peer("dsv4", ours, "the kernels' host functions: one launch for few tokens, two for many"),
             Peer("dsv4 one launch", one_launch, "router", shown=False),
             Peer("dsv4 two launches", two_launches, "router_logits and router_choose", shown=False),
+            Peer("dsv4 gemm", gemm, "router_logits_many and router_choose", shown=False),
             Peer("torch.compile", torch_compiled, "the formula in float32, compiled for each shape (dynamic=False)"),
+            read_only(lambda s: s["gate"]),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:
@@ -68,6 +71,7 @@ class RouterBenchmark:
             "experts": torch.full((tokens, K), -1, dtype=torch.int32, device="cuda"),
             "weights": torch.full((tokens, K), float("nan"), device="cuda"),
             "logits": torch.full((splits(tokens, d), tokens, experts), float("nan"), device="cuda"),
+            "gemm_logits": torch.full((splits(tokens, d, gemm=True), tokens, experts), float("nan"), device="cuda"),
         }
         if tokens <= 256:
             inputs["counters"] = torch.zeros(-(-tokens // 16), dtype=torch.int32, device="cuda")
@@ -106,10 +110,22 @@ def one_launch(case: Case) -> Call:
 
 
 def two_launches(case: Case) -> Call:
+    return logits_and_choice("router_logits", case, splits(int(case.sizes["T"]), int(case.sizes["d"])))
+
+
+def gemm(case: Case) -> Call:
+    tokens, d = int(case.sizes["T"]), int(case.sizes["d"])
+    if tokens <= 16:
+        raise Unavailable("for many tokens")
+    both = logits_and_choice("router_logits_many", case, splits(tokens, d, gemm=True))
+    return lambda s: both({**s, "logits": s["gemm_logits"]})
+
+
+def logits_and_choice(op: str, case: Case, parts: int) -> Call:
     tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
-    sizes = {"T": tokens, "S": splits(tokens, d)}
+    sizes = {"T": tokens, "S": parts}
     dims, width = {"d": d, "E": experts}, {"E": experts, "k": K}
-    first = loaded_kernel("router_logits", dims=dims, variant={"pdl": False}, sizes=sizes, result=lambda s: None)
+    first = loaded_kernel(op, dims=dims, variant={"pdl": False}, sizes=sizes, result=lambda s: None)
     choose = loaded_kernel(
         "router_choose", dims=width, variant={"hash": False, "pdl": False}, sizes=sizes, result=result
     )
@@ -117,9 +133,17 @@ def two_launches(case: Case) -> Call:
 
 
 def ours(case: Case) -> Call:
-    from dsv4.runtime.ops.router import ONE_LAUNCH_TOKENS
+    """What the operator takes; the GEMM only on chips with a kernel for it."""
+    import torch
 
-    return (one_launch if int(case.sizes["T"]) <= ONE_LAUNCH_TOKENS else two_launches)(case)
+    from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
+    from dsv4.runtime.ops.router import LOGITS_GEMM_TOKENS, ONE_LAUNCH_TOKENS, WITHOUT_GATE_GEMM
+
+    tokens = int(case.sizes["T"])
+    arch = ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+    if tokens <= ONE_LAUNCH_TOKENS:
+        return one_launch(case)
+    return (gemm if tokens >= LOGITS_GEMM_TOKENS and arch not in WITHOUT_GATE_GEMM else two_launches)(case)
 
 
 def torch_compiled(case: Case) -> Call:

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
+from benchmarks.harness.operator import Call, Case, Inputs, Peer, Unavailable, Work
 from benchmarks.kernels import TOKENS, compiled, loaded_kernel
 from benchmarks.peers import flashinfer
+from benchmarks.peers.read_only import read_only
 from benchmarks.router import SIZES, K
 
 VOCABULARY = 129280
+FEWEST_FOR_GATE = 256
+"""Tokens from which on the kernel with the whole gate is measured too."""
 
 
 def formula(y: Any, gate: Any, tid2eid: Any, tokens: Any, factor: float) -> Any:
@@ -38,8 +41,10 @@ class RouterHashBenchmark:
 
     def peers(self) -> list[Peer]:
         return [
-            Peer("dsv4", lambda case: ours(case, pdl=False), "the kernel's host function"),
+            Peer("dsv4", lambda case: ours(case, pdl=False), "the host function of the kernel that the operator takes"),
             Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer("dsv4 rows", rows_alone, "router_hash, which reads the named rows of the gate", shown=False),
+            Peer("dsv4 whole gate", whole_gate, "router_hash_many, the gate as a GEMM", shown=False),
             Peer(
                 "flashinfer",
                 flashinfer.router_hash,
@@ -47,10 +52,13 @@ class RouterHashBenchmark:
                 flashinfer.versions,
             ),
             Peer("torch.compile", torch_compiled, "gather and sum in float32, compiled for each shape (dynamic=False)"),
+            read_only(lambda s: s["gate"][: K * len(s["y"])]),
         ]
 
     def make_inputs(self, case: Case, seed: int) -> Inputs:
         import torch
+
+        from dsv4.runtime.ops.router import GATE_GEMM_COUNTERS, GATE_GEMM_PARTS
 
         tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
         generator = torch.Generator(device="cuda").manual_seed(seed)
@@ -65,6 +73,8 @@ class RouterHashBenchmark:
             "factor": next(factor for width, _, factor in SIZES.values() if width == d),
             "experts": torch.full((tokens, K), -1, dtype=torch.int32, device="cuda"),
             "weights": torch.full((tokens, K), float("nan"), device="cuda"),
+            "counters": torch.zeros(GATE_GEMM_COUNTERS, dtype=torch.int32, device="cuda"),
+            "parts": torch.full(GATE_GEMM_PARTS, float("nan"), device="cuda"),
         }
 
     def check(self, case: Case, inputs: Inputs, output: Any) -> Mapping[str, float]:
@@ -87,9 +97,31 @@ class RouterHashBenchmark:
 
 
 def ours(case: Case, *, pdl: bool) -> Call:
+    """What the operator takes: the whole gate for many tokens, on chips with a kernel for that."""
+    import torch
+
+    from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
+    from dsv4.runtime.ops.router import GATE_GEMM_TOKENS, WITHOUT_GATE_GEMM
+
+    arch = ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+    many = int(case.sizes["T"]) >= GATE_GEMM_TOKENS and arch not in WITHOUT_GATE_GEMM
+    return kernel("router_hash_many" if many else "router_hash", case, pdl=pdl)
+
+
+def rows_alone(case: Case) -> Call:
+    return kernel("router_hash", case, pdl=False)
+
+
+def whole_gate(case: Case) -> Call:
+    if int(case.sizes["T"]) < FEWEST_FOR_GATE:
+        raise Unavailable("for many tokens")
+    return kernel("router_hash_many", case, pdl=False)
+
+
+def kernel(op: str, case: Case, *, pdl: bool) -> Call:
     tokens, d, experts = (int(case.sizes[name]) for name in ("T", "d", "E"))
     return loaded_kernel(
-        "router_hash",
+        op,
         dims={"d": d, "E": experts, "k": K},
         variant={"pdl": pdl},
         sizes={"T": tokens, "V": VOCABULARY},

@@ -12,8 +12,16 @@ import dsv4
 from dsv4.runtime import dispatch
 from dsv4.runtime.errors import ContractError
 from dsv4.runtime.ops import plain
+from dsv4.runtime.ops import router as router_module
 from dsv4.runtime.ops.expert_offsets import expert_offsets
-from dsv4.runtime.ops.router import ONE_LAUNCH_TOKENS, counters_of, logit_parts, router
+from dsv4.runtime.ops.router import (
+    GATE_GEMM_TOKENS,
+    LOGITS_GEMM_TOKENS,
+    ONE_LAUNCH_TOKENS,
+    counters_of,
+    logit_parts,
+    router,
+)
 from dsv4.runtime.ops.sample import sample
 from dsv4.runtime.reference import expert_offsets as expert_offsets_reference
 from dsv4.runtime.reference import router as router_reference
@@ -42,17 +50,32 @@ def is_the_references(got: tuple[torch.Tensor, torch.Tensor], *arguments: torch.
     torch.testing.assert_close(got[1], weights, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("by_table", [False, True], ids=["by bias", "by table"])
-def test_few_tokens_are_one_kernel_and_many_are_two(served: list[str], by_table: bool) -> None:
-    one = ["router_hash" if by_table else "router"]
-    for tokens, kernels in ((ONE_LAUNCH_TOKENS, one), (ONE_LAUNCH_TOKENS + 1, ["router_logits", "router_choose"])):
-        y, weight = gate(tokens)
-        options = {"k": K, "factor": 1.5, **choice(by_table, tokens)}
-        served.clear()
-        with dsv4.trace_dispatch() as calls:
-            is_the_references(router(y, weight, **options), y, weight, **options)
-        assert served == [call.op for call in calls] == kernels
-        assert all(call.implementation.startswith(call.op) and call.sizes["T"] == tokens for call in calls)
+@pytest.mark.parametrize(
+    ("by_table", "chip", "tokens", "kernels"),
+    [
+        (False, "sm_90a", ONE_LAUNCH_TOKENS, ["router"]),
+        (False, "sm_90a", LOGITS_GEMM_TOKENS - 1, ["router_logits", "router_choose"]),
+        (False, "sm_90a", LOGITS_GEMM_TOKENS, ["router_logits_many", "router_choose"]),
+        (True, "sm_90a", GATE_GEMM_TOKENS - 1, ["router_hash"]),
+        (True, "sm_90a", GATE_GEMM_TOKENS, ["router_hash_many"]),
+        (True, "sm_100a", ONE_LAUNCH_TOKENS + 1, ["router_logits", "router_choose"]),
+    ],
+)
+def test_few_tokens_are_one_kernel_and_many_are_two_or_the_whole_gate(
+    served: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    by_table: bool,
+    chip: str,
+    tokens: int,
+    kernels: list[str],
+) -> None:
+    monkeypatch.setattr(router_module, "_arch", lambda y: chip)
+    y, weight = gate(tokens)
+    options = {"k": K, "factor": 1.5, **choice(by_table, tokens)}
+    with dsv4.trace_dispatch() as calls:
+        is_the_references(router(y, weight, **options), y, weight, **options)
+    assert served == [call.op for call in calls] == kernels
+    assert all(call.implementation.startswith(call.op) and call.sizes["T"] == tokens for call in calls)
 
 
 def test_ids_in_32_bits_and_rows_with_gaps(served: list[str]) -> None:
@@ -105,6 +128,7 @@ def test_one_of_two_kernels_alone_does_not_serve(monkeypatch: pytest.MonkeyPatch
 def test_parts_of_the_columns() -> None:
     assert [logit_parts(tokens, 4096) for tokens in (33, 64, 65, 256, 2048, 2049)] == [8, 8, 4, 4, 2, 1]
     assert logit_parts(33, 256) == 4
+    assert [logit_parts(tokens, 4096, gemm=True) for tokens in (257, 2048, 4096, 8192, 8193)] == [8, 8, 4, 2, 1]
 
 
 def test_routes_sorted_by_expert(served: list[str]) -> None:

@@ -31,6 +31,24 @@ def bounds(columns: int, splits: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
+def as_case(name: str, y: torch.Tensor, gate: torch.Tensor, splits: int, *, exact: bool) -> Case:
+    """Logits of ``y`` and ``gate`` (bf16) in ``splits`` parts; ``exact``: small whole numbers, which leave no room."""
+    rows, experts = y.shape[0], gate.shape[0]
+    parts, errors = [], []
+    for first, end in bounds(y.shape[1], splits):
+        a, b = y[:, first:end].double(), gate[:, first:end].double()
+        parts.append(a @ b.T)
+        error = tensor_core_error(a.abs() @ b.abs().T, (end - first) // 16, 0)
+        errors.append(torch.zeros_like(error) if exact else error)
+    return Case(
+        op="router_logits",
+        name=f"{name}, {splits} parts",
+        inputs={"y": y, "gate": gate},
+        outputs={"logits": OutputLayout((splits, rows, experts), (rows * experts, experts, 1), torch.float32)},
+        expected={"logits": torch.stack(parts), "error": torch.stack(errors)},
+    )
+
+
 def cases(
     dims: dict[str, int], variant: dict[str, Scalar], *, config: dict[str, Scalar], seed: int, device: torch.device
 ) -> list[Case]:
@@ -53,21 +71,7 @@ def cases(
         padded = torch.full((rows, columns + gap), math.nan, dtype=torch.bfloat16)  # NaN in the gap: never to be read
         padded[:, :columns] = y.to(torch.bfloat16)
         held, w16 = padded.to(device)[:, :columns], w.to(torch.bfloat16).to(device)
-        parts, errors = [], []
-        for first, end in bounds(columns, splits):
-            a, b = held[:, first:end].double(), w16[:, first:end].double()
-            parts.append(a @ b.T)
-            error = tensor_core_error(a.abs() @ b.abs().T, (end - first) // 16, 0)
-            errors.append(torch.zeros_like(error) if exact else error)
-        made.append(
-            Case(
-                op="router_logits",
-                name=f"{name}, {splits} parts",
-                inputs={"y": held, "gate": w16},
-                outputs={"logits": OutputLayout((splits, rows, experts), (rows * experts, experts, 1), torch.float32)},
-                expected={"logits": torch.stack(parts), "error": torch.stack(errors)},
-            )
-        )
+        made.append(as_case(name, held, w16, splits, exact=exact))
 
     add("T=0", normal(0, columns), gate, 1)
     add("T=1, normal", normal(1, columns), gate, 8)
