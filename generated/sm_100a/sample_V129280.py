@@ -1,13 +1,15 @@
 # Emitted from generator/templates/sampling/sample.py.j2 for op sample on sm_100a. Do not edit.
 # dims: V=129280
-# config: ctas=16, threads=512, opt_level=3
-# spec sha256: 928d0af3c7fc56ff3a7f5dcaf7ed40a5ec8650f3b89d36995d9cb39d8ae6d9e6
+# config: ctas=16, many_ctas=2, many_rows=32, threads=512, opt_level=2
+# spec sha256: aab024f10a7ba1c9521414bab8fa9dc2d8e60818dc7c9c9104ee5d67205872df
 """The next token of a row of 129280 logits, drawn by a cluster of 16 CTAs.
+Where rows are 32 or more, a cluster of 2 CTAs draws each.
 
-The logits are read once and stay in registers. A row that only wants the largest is done after one reduction. A small
-top-k leaves a short list, from which the first CTA draws alone; a larger one finds its threshold digit by digit. Then
-noise is computed for the tokens that are left, and the best score is the token; top-p asks of it, and if need be of the
-next best, how much weight is before it.
+A thread's logits stay in its registers, or, where they are too many, are read again for each pass. A row that only
+wants the largest is done after one reduction. A small top-k leaves a short list, from which the first CTA draws alone;
+a larger one finds its threshold digit by digit. Noise is computed for the tokens whose noise can be enough, and the
+best score is the token; top-p asks of it, and if need be of the next best, how much weight is before it. Where logits
+are read again, the pass that finds the largest logit draws, too, and what is close to the best is decided after it.
 """
 
 import cutlass
@@ -16,28 +18,29 @@ from cutlass import Float32, Int32, Int64, Uint32, Uint64
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.memory import SmemAllocator
 
-from dsv4.generator.device.cluster_reduce import largest
-from dsv4.generator.device.float_order import INFINITY, MINUS_INFINITY, order_of, value_of
-from dsv4.generator.device.gumbel import advanced, gumbel, row_state, token_state
+from dsv4.generator.device.cluster_reduce import largest, two_largest
+from dsv4.generator.device.float_order import (
+    INFINITY,
+    MINUS_INFINITY,
+    NOT_A_NUMBER,
+    order_of,
+    value_of,
+)
+from dsv4.generator.device.gumbel import row_state
 from dsv4.generator.device.kept_share import best_of_share
-from dsv4.generator.device.kept_tokens import DIGITS, index_of, keep_first, offset_of
+from dsv4.generator.device.kept_tokens import DIGITS, last_kept
+from dsv4.generator.device.row_part import Part, load_chunk
+from dsv4.generator.device.row_passes import decided, draw_all, largest_logit, peak_of_row
 from dsv4.generator.device.short_list import bound_of, collect, draw_listed, send_maxima
 
 VARIANTS = ({"bf16_logits": False, "pdl": False}, {"bf16_logits": False, "pdl": True})
 
 VOCABULARY = 129280
-CTAS = 16  # that share a row
 THREADS = 512
-VECTOR = 4  # logits in 16 bytes
-CTA_VECTORS = 2020
-THREAD_VECTORS = 4
-STRIDE = THREADS * VECTOR  # tokens between a thread's vectors
-HELD = THREAD_VECTORS * VECTOR
-GROUP_LANES = 32  # threads whose tokens are a group
-GROUPS = CTAS * THREADS // GROUP_LANES
 LISTED = 256  # the most tokens on the short list
-# Above the k-th largest of G groups' maxima are about -G ln(1 - k / G) tokens: at this k as many as there are groups.
-SMALL_K = GROUPS * 5 // 8
+FEW_ROWS = Part(VOCABULARY, vector=4, ctas=16, threads=THREADS, listed=LISTED)
+MANY = 32
+MANY_ROWS = Part(VOCABULARY, vector=4, ctas=2, threads=THREADS, listed=LISTED)
 
 
 @cute.struct
@@ -55,19 +58,9 @@ class SharedStorage:
 
 
 @cute.jit
-def load_logits(row: cute.Tensor, rank: Int32, thread: Int32) -> cute.Tensor:
-    """This thread's logits as float32, NaN in place of those beyond the CTA's part or the row."""
-    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), Float32, num_bits_per_copy=128)
-    vectors = cute.make_tensor(
-        row.iterator, cute.make_layout((VECTOR, VOCABULARY // VECTOR), stride=(1, VECTOR))
-    )
-    held = cute.make_rmem_tensor((VECTOR, THREAD_VECTORS), Float32)
-    held.fill(Float32(float("nan")))
-    for v in cutlass.range_constexpr(THREAD_VECTORS):
-        own = v * THREADS + thread
-        if own < CTA_VECTORS and rank * CTA_VECTORS + own < VOCABULARY // VECTOR:
-            cute.copy(atom, vectors[None, rank * CTA_VECTORS + own], held[None, v])
-    return held
+def wanted_of(top_k: Int64) -> Int32:
+    """How many of the largest logits are left, 0 for all."""
+    return Int32(top_k if top_k > Int64(0) and top_k < Int64(VOCABULARY) else Int64(0))
 
 
 @cute.kernel
@@ -79,25 +72,27 @@ def sample_kernel(
     seed: cute.Tensor,
     position: cute.Tensor,
     token: cute.Tensor,
+    part: cutlass.Constexpr[Part],
     pdl: cutlass.Constexpr[bool],
 ):
     thread, _, _ = cute.arch.thread_idx()
-    rank, row, _ = cute.arch.block_idx()
+    block, _, _ = cute.arch.block_idx()
+    rank, number = block % part.ctas, block // part.ctas  # of the CTA in its cluster, of the row
     storage = SmemAllocator().allocate(SharedStorage)
     warp_words = storage.warp_words.get_tensor(
         cute.make_ordered_layout((THREADS // 32, 4), order=(1, 0))
     )
     cta_words = storage.cta_words.get_tensor(
-        cute.make_ordered_layout((2, CTAS, 4), order=(2, 1, 0))
+        cute.make_ordered_layout((2, part.ctas, 4), order=(2, 1, 0))
     )
     maxima = storage.maxima.get_tensor(
-        cute.make_ordered_layout((CTAS, GROUPS // CTAS), order=(1, 0))
+        cute.make_ordered_layout((part.ctas, part.groups // part.ctas), order=(1, 0))
     )
-    all_maxima = storage.maxima.get_tensor(cute.make_layout((GROUPS,)))
+    all_maxima = storage.maxima.get_tensor(cute.make_layout((part.groups,)))
     own_size = storage.own_size.get_tensor(cute.make_layout((1,)))
-    list_sizes = storage.list_sizes.get_tensor(cute.make_layout((CTAS,)))
+    list_sizes = storage.list_sizes.get_tensor(cute.make_layout((part.ctas,)))
     listed = storage.exchange.get_tensor(
-        cute.make_ordered_layout((CTAS, LISTED, 2), order=(2, 1, 0))
+        cute.make_ordered_layout((part.ctas, LISTED, 2), order=(2, 1, 0))
     )
     list_keys = cute.recast_tensor(
         storage.list_keys.get_tensor(cute.make_layout((2 * LISTED,))), Uint64
@@ -105,12 +100,9 @@ def sample_kernel(
     list_ranked = storage.list_ranked.get_tensor(
         cute.make_ordered_layout((LISTED, 2), order=(1, 0))
     )
-    # The list and the histograms are done with when scores are written: each ends with a barrier.
-    own_scores = storage.exchange.get_tensor(
-        cute.make_layout((HELD, THREADS), stride=(THREADS, 1))
-    )[None, thread]
+    # The list is done with when histograms are sent: a barrier lies between.
     exchange = storage.exchange.get_tensor(
-        cute.make_ordered_layout((2, CTAS, DIGITS), order=(2, 1, 0))
+        cute.make_ordered_layout((2, part.ctas, DIGITS), order=(2, 1, 0))
     )
     digit_counts = storage.digit_counts.get_tensor(cute.make_layout((DIGITS,)))
     digit_found = storage.digit_found.get_tensor(cute.make_layout((3,)))
@@ -118,13 +110,17 @@ def sample_kernel(
         cute.arch.griddepcontrol_wait()
         # Not earlier: what the next launch does before its own wait may rely on all launches before this.
         cute.arch.griddepcontrol_launch_dependents()
-    cute.arch.cluster_arrive()  # the others' shared memory may be written once all CTAs run
-    held = load_logits(logits[row, None], rank, thread)
-    warmth, share = temperature[row], top_p[row]
-    wanted = Int32(
-        top_k[row] if top_k[row] > Int64(0) and top_k[row] < Int64(VOCABULARY) else Int64(0)
-    )  # 0 for all
-    state = row_state(seed[row], position[row])
+    if cutlass.const_expr(part.ctas > 1):
+        cute.arch.cluster_arrive()  # the others' shared memory may be written once all CTAs run
+    row = logits[number, None]
+    held = (
+        load_chunk(row, Int32(0), rank, thread, part, float("nan"))
+        if cutlass.const_expr(part.is_held)
+        else None
+    )
+    warmth, share = temperature[number], top_p[number]
+    wanted = wanted_of(top_k[number])
+    state = row_state(seed[number], position[number])
     inverse = Float32(1.0) / warmth
     is_draw = (
         warmth > Float32(0.0)
@@ -132,41 +128,67 @@ def sample_kernel(
         and share > Float32(0.0)
         and wanted != 1
     )
-    values = cute.make_tensor(held.iterator, cute.make_layout((HELD,)))
-    first_index = (rank * CTA_VECTORS + thread) * VECTOR
     if thread == 0:
         own_size[0] = Uint32(0)
 
-    # The largest logit and its first token.
-    order, place = Uint32(0), Int32(0)
-    for i in cutlass.range_constexpr(HELD):
-        own = i // VECTOR * THREADS + thread
-        found = order_of(values[i])
-        if own >= CTA_VECTORS or rank * CTA_VECTORS + own >= VOCABULARY // VECTOR:
-            found = Uint32(0)
-        place = Int32(i) if found > order else place
-        order = found if found > order else order
-    cute.arch.cluster_wait()
-    if is_draw and wanted > 0 and wanted <= SMALL_K:
-        send_maxima(order, maxima, rank, thread, GROUP_LANES)
-    index = index_of(first_index, place, VECTOR, STRIDE)
-    top, best = largest(order, Uint32(index), warp_words, cta_words, Int32(0), rank, thread)
+    # The largest logit and its first token, or the largest logit and a token that may be drawn.
+    top, best = Uint32(0), Uint32(0)
+    score, second, candidate, top_score = (
+        Float32(float("-inf")),
+        Float32(float("-inf")),
+        Int32(0),
+        Uint32(0),
+    )
+    turn = Int32(0)
+    if cutlass.const_expr(part.ctas > 1 and not part.is_held):
+        cute.arch.cluster_wait()
+    if cutlass.const_expr(part.is_held):
+        order, index = largest_logit(row, held, rank, thread, part)
+        if cutlass.const_expr(part.ctas > 1):
+            cute.arch.cluster_wait()
+        if is_draw and wanted > 0 and wanted <= part.small_k:
+            send_maxima(order, maxima, rank, thread, part.group_lanes)
+        top, best = largest(order, index, warp_words, cta_words, turn, rank, thread)
+        turn = turn ^ 1
+    else:
+        if is_draw:
+            own_peak = Float32(0.0)
+            if wanted > 0:
+                own_peak = peak_of_row(row, rank, thread, part)
+                if wanted <= part.small_k:
+                    send_maxima(order_of(own_peak), maxima, rank, thread, part.group_lanes)
+            else:
+                own_peak, score, candidate, second = draw_all(
+                    row, inverse, state, rank, thread, part
+                )
+            top, top_score = two_largest(
+                order_of(own_peak), order_of(score), warp_words, cta_words, turn, rank, thread
+            )
+            turn = turn ^ 1
+        share, wanted = (
+            top_p[number],
+            wanted_of(top_k[number]),
+        )  # read again: registers are short in the pass before
 
-    # NaN and infinite logits, and what leaves one token only, take it as it is.
+    # NaN and infinite logits, and what leaves one token only, take the largest as it is.
     is_draw = is_draw and top < Uint32(INFINITY) and top > Uint32(MINUS_INFINITY)
     peak = value_of(top)
+    if cutlass.const_expr(not part.is_held):
+        if not is_draw:
+            own_order, own_index = largest_logit(row, held, rank, thread, part)
+            top, best = largest(own_order, own_index, warp_words, cta_words, turn, rank, thread)
+
+    threshold, last_index = Float32(float("-inf")), Int32(VOCABULARY)  # of what is kept
     if is_draw and wanted > 0:
         size = Int32(LISTED + 1)
-        if wanted <= SMALL_K:
+        if wanted <= part.small_k:
             bound = bound_of(all_maxima, wanted, warp_words, thread)
             size = collect(
-                *(values, bound, peak, inverse, first_index, VECTOR, STRIDE),
-                *(own_size, list_sizes, listed, rank, thread),
+                row, held, bound, peak, inverse, own_size, list_sizes, listed, rank, thread, part
             )
         if size > LISTED:
-            keep_first(
-                *(values, wanted, first_index, VECTOR, STRIDE, digit_counts, exchange, digit_found),
-                *(rank, thread, THREADS),
+            threshold, last_index = last_kept(
+                row, held, wanted, digit_counts, exchange, digit_found, rank, thread, part
             )
         else:
             is_draw = False  # the first CTA has all that is left
@@ -186,37 +208,23 @@ def sample_kernel(
                     *(warp_words, thread),
                 )
     if is_draw:
-        first_state = token_state(state, Uint32(first_index))
-        order, place = Uint32(0), Int32(0)
-        for i in cutlass.range_constexpr(HELD):
-            if values[i] == values[i]:
-                noise = gumbel(advanced(first_state, offset_of(i, VECTOR, STRIDE)))
-                found = order_of((values[i] - peak) * inverse + noise)
-                if share < Float32(1.0):
-                    own_scores[i] = found  # best_of_share may ask for it
-                place = Int32(i) if found > order else place
-                order = found if found > order else order
-        if share >= Float32(1.0):
-            index = index_of(first_index, place, VECTOR, STRIDE)
-            top, best = largest(order, Uint32(index), warp_words, cta_words, Int32(1), rank, thread)
-        else:
-            best = best_of_share(
-                *(
-                    values,
-                    own_scores,
-                    order,
-                    place,
-                    share,
-                    peak,
-                    inverse,
-                    first_index,
-                    VECTOR,
-                    STRIDE,
-                ),
-                *(warp_words, cta_words, Int32(1), rank, thread),
-            )
+        is_known = False
+        if cutlass.const_expr(not part.is_held):
+            if wanted == 0:
+                known = decided(
+                    row, score, candidate, second, value_of(top_score), peak, inverse, state
+                )
+                top, best = largest(
+                    known, Uint32(candidate), warp_words, cta_words, turn, rank, thread
+                )
+                turn = turn ^ 1
+                is_known = top != Uint32(NOT_A_NUMBER)
+        best = best_of_share(
+            *(row, held, is_known, best, threshold, last_index, share, peak, inverse, state),
+            *(warp_words, cta_words, turn, rank, thread, part),
+        )
     if rank == 0 and thread == 0:
-        token[row] = Int64(best)
+        token[number] = Int64(best)
 
 
 @cute.jit
@@ -233,11 +241,24 @@ def launch(
     stream,
 ):
     rows = token.shape[0]
-    if rows > 0:
-        sample_kernel(logits, temperature, top_k, top_p, seed, position, token, pdl).launch(
-            grid=[CTAS, rows, 1],
+    read = logits
+    if rows > 0 and rows < MANY:
+        sample_kernel(read, temperature, top_k, top_p, seed, position, token, FEW_ROWS, pdl).launch(
+            grid=[rows * 16, 1, 1],
             block=[THREADS, 1, 1],
-            cluster=[CTAS, 1, 1],
+            cluster=[16, 1, 1],
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=2,
+            preferred_smem_carveout=-1,  # the driver's choice; left out, the compiler would ask a GPU
+        )
+    if rows >= MANY:
+        sample_kernel(
+            read, temperature, top_k, top_p, seed, position, token, MANY_ROWS, pdl
+        ).launch(
+            grid=[rows * 2, 1, 1],
+            block=[THREADS, 1, 1],
+            cluster=[2, 1, 1],
             stream=stream,
             use_pdl=pdl,
             min_blocks_per_mp=2,

@@ -1,4 +1,4 @@
-"""The largest and a sum over all threads of a cluster, in every thread, always in the same order.
+"""The largest and sums over all threads of a cluster, in every thread, always in the same order.
 
 A few words travel together: warps hand theirs to the first warp through shared memory, CTAs to each other through the
 cluster's. One barrier of the CTA and one of the cluster; the CTAs' words have two places, used in turn, so that nobody
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Uint32
+from cutlass import Int32, Uint32, Uint64
 
 from dsv4.generator.device.cluster_words import cluster_sync, send
-from dsv4.generator.device.float_order import float32_bits, float32_of
 
 
 @cute.jit
@@ -38,25 +37,36 @@ def largest(
 
 
 @cute.jit
-def sum_and_largest(
-    weight: Float32,
+def two_largest(
     order: Uint32,
-    index: Uint32,
-    beside: Uint32,
+    other: Uint32,
     warp_words: cute.Tensor,
     cta_words: cute.Tensor,
     turn: Int32,
     rank: Int32,
     thread: Int32,
-) -> tuple[Float32, Uint32, Uint32, Uint32]:
-    """Σ ``weight``, the largest ``order``, the lowest ``index`` that has it and what is ``beside`` these two.
+) -> tuple[Uint32, Uint32]:
+    """The largest ``order`` and the largest ``other`` of the cluster; the other arguments are :func:`largest`'s."""
+    order, other = _warp_two_largest(order, other)
+    order, other = _warp_two_largest(*_of_warps([order, other], warp_words, thread))
+    return _warp_two_largest(*_of_ctas([order, other], cta_words, turn, rank, thread))
 
-    A thread without any passes order 0; the other arguments are :func:`largest`'s.
-    """
-    words = _warp_sum_and_largest(float32_bits(weight), order, index, beside)
-    words = _warp_sum_and_largest(*_of_warps(words, warp_words, thread))
-    a, order, index, beside = _warp_sum_and_largest(*_of_ctas(words, cta_words, turn, rank, thread))
-    return float32_of(a), order, index, beside
+
+@cute.jit
+def two_sums(
+    a: Uint64,
+    b: Uint64,
+    warp_words: cute.Tensor,
+    cta_words: cute.Tensor,
+    turn: Int32,
+    rank: Int32,
+    thread: Int32,
+) -> tuple[Uint64, Uint64]:
+    """Σ ``a`` and Σ ``b`` over the cluster; the other arguments are :func:`largest`'s."""
+    words = _warp_two_sums(*_halves(a), *_halves(b))
+    words = _warp_two_sums(*_of_warps(words, warp_words, thread))
+    words = _warp_two_sums(*_of_ctas(words, cta_words, turn, rank, thread))
+    return whole_of(words[0], words[1]), whole_of(words[2], words[3])
 
 
 @cute.jit
@@ -67,12 +77,41 @@ def warp_largest(order: Uint32, index: Uint32) -> tuple[Uint32, Uint32]:
 
 
 @cute.jit
-def _warp_sum_and_largest(weight_bits: Uint32, order: Uint32, index: Uint32, beside: Uint32) -> list[Uint32]:
-    weight = cute.arch.warp_reduction_sum(float32_of(weight_bits))
-    best, first = warp_largest(order, index)
-    is_first = order == best and index == first
-    beside = cute.arch.warp_redux_sync(beside if is_first else Uint32(0), "max")
-    return [float32_bits(weight), best, first, beside]
+def shuffle_up(value: Uint64, lanes: cutlass.Constexpr[int]) -> Uint64:
+    """The ``value`` of the lane that is ``lanes`` before this one, its own where there is none."""
+    low, high = _halves(value)
+    return whole_of(
+        cute.arch.shuffle_sync_up(low, lanes, mask_and_clamp=0),
+        cute.arch.shuffle_sync_up(high, lanes, mask_and_clamp=0),
+    )
+
+
+def _halves(value: Uint64) -> list[Uint32]:
+    return [Uint32(value), Uint32(value >> Uint64(32))]
+
+
+def whole_of(low: Uint32, high: Uint32) -> Uint64:
+    """The number of these two halves."""
+    return Uint64(low) | (Uint64(high) << Uint64(32))
+
+
+@cute.jit
+def _warp_two_largest(order: Uint32, other: Uint32) -> tuple[Uint32, Uint32]:
+    return cute.arch.warp_redux_sync(order, "max"), cute.arch.warp_redux_sync(other, "max")
+
+
+@cute.jit
+def _warp_two_sums(a_low: Uint32, a_high: Uint32, b_low: Uint32, b_high: Uint32) -> list[Uint32]:
+    a, b = whole_of(a_low, a_high), whole_of(b_low, b_high)
+    for step in cutlass.range_constexpr(5):
+        a = a + _shuffle_bfly(a, 1 << step)
+        b = b + _shuffle_bfly(b, 1 << step)
+    return [*_halves(a), *_halves(b)]
+
+
+def _shuffle_bfly(value: Uint64, lanes: int) -> Uint64:
+    low, high = _halves(value)
+    return whole_of(cute.arch.shuffle_sync_bfly(low, lanes), cute.arch.shuffle_sync_bfly(high, lanes))
 
 
 @cute.jit

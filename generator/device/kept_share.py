@@ -1,84 +1,95 @@
-"""top-p without a threshold: the best score's token is drawn if it is kept, else the next best before it is tried.
+"""The best score's token; with top-p it is drawn if it is kept, else the next best before it is tried.
 
 A token is kept where the weight of those before it in the order of the logits is below the share of the whole. If the
 best one is not, no token behind it is: the next candidate is the best of those before it. The best of all is kept with
 probability p or more, a later candidate with a larger one: a row asks 1.1 times on average at p = 0.9, and at any p no
-more than 1 + ln(1/p) times on average. Each asking is one reduction over the cluster, which brings the next candidate
-along; each leaves fewer tokens, so it comes to an end.
+more than 1 + ln(1/p) times on average. Each asking is one pass and one reduction over the cluster, and so is each
+further candidate; each leaves fewer tokens, so it comes to an end.
 """
 
 from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Uint32
+from cutlass import Float32, Int32, Uint32, Uint64
 
-from dsv4.generator.device.cluster_reduce import sum_and_largest
-from dsv4.generator.device.float_order import float32_bits, float32_of
-from dsv4.generator.device.kept_tokens import index_of, logit_at, not_hoisted, offset_of
-
-LOG2_E = 1.4426950408889634
+from dsv4.generator.device.cluster_reduce import largest, two_sums
+from dsv4.generator.device.fixed_weight import is_below_share, weight_of
+from dsv4.generator.device.kept_tokens import not_hoisted
+from dsv4.generator.device.row_part import Part, chunk_of, first_index, kept_bits
+from dsv4.generator.device.row_passes import best_score
 
 
 @cute.jit
 def best_of_share(
-    logits: cute.Tensor,
-    scores: cute.Tensor,
-    score: Uint32,
-    place: Int32,
+    row: cute.Tensor,
+    held: cute.Tensor,
+    is_known: bool,
+    token: Uint32,
+    threshold: Float32,
+    last_index: Int32,
     share: Float32,
     peak: Float32,
     inverse: Float32,
-    first_index: Int32,
-    vector: cutlass.Constexpr[int],
-    stride: cutlass.Constexpr[int],
+    state: Uint64,
     warp_words: cute.Tensor,
     cta_words: cute.Tensor,
     turn: Int32,
     rank: Int32,
     thread: Int32,
+    part: cutlass.Constexpr[Part],
 ) -> Uint32:
     """The token with the best score of those kept by top-p.
 
-    ``logits``: float32, this thread's, registers, NaN where there is none. ``scores``: their orders (u32), in shared
-    memory, as this thread wrote them. ``score``, ``place``: this thread's best, order 0 if it has none. ``share``: p,
-    above 0 and below 1. ``peak``: the largest logit of the row, finite; ``inverse``: 1/T, finite. ``first_index``,
-    ``vector``, ``stride``: ``kept_tokens.index_of``. ``warp_words`` … ``thread``: ``cluster_reduce.largest``.
+    ``row``, ``held``: ``row_part.chunk_of``; what is behind ``threshold`` and ``last_index`` is no token
+    (``row_part.kept_bits``). ``is_known``: whether ``token`` has the best score of all. ``share``: p, above 0.
+    ``peak``: the largest logit of the row, finite; ``inverse``: 1/T, finite. ``state``: ``gumbel.row_state``.
+    ``warp_words`` … ``thread``: ``cluster_reduce.largest``.
     """
-    weight = Float32(0.0)
-    for i in cutlass.range_constexpr(cute.size(logits)):
-        own = _weight_of(logits[i], peak, inverse)
-        weight = weight + (own if logits[i] == logits[i] else Float32(0.0))
-    index, bits = index_of(first_index, place, vector, stride), float32_bits(logit_at(logits, place))
-    whole, score, token, bits = sum_and_largest(
-        weight, score, Uint32(index), bits, warp_words, cta_words, turn, rank, thread
-    )
-    logit, target = float32_of(bits), whole * share
-    is_behind = score > Uint32(0)
-    while is_behind:
-        turn = turn ^ 1
-        mass, next_score, place = Float32(0.0), Uint32(0), Int32(0)
-        token_offset = Int32(token) - first_index
-        factor = not_hoisted(inverse)
-        for i in cutlass.range_constexpr(cute.size(logits)):
-            is_earlier = offset_of(i, vector, stride) < token_offset
-            is_before = logits[i] > logit or (logits[i] == logit and is_earlier)
-            own = _weight_of(logits[i], peak, factor)
-            mass = mass + (own if is_before else Float32(0.0))
-            score_here = scores[i] if is_before else Uint32(0)
-            is_better = score_here > next_score
-            place = Int32(i) if is_better else place
-            next_score = score_here if is_better else next_score
-        index, bits = index_of(first_index, place, vector, stride), float32_bits(logit_at(logits, place))
-        mass, score, next_token, bits = sum_and_largest(
-            mass, next_score, Uint32(index), bits, warp_words, cta_words, turn, rank, thread
-        )
-        # The largest logit is kept, however small the share.
-        is_behind = mass >= target and score > Uint32(0)
-        token = next_token if is_behind else token
-        logit = float32_of(bits) if is_behind else logit
+    whole, is_open = Uint64(0), True
+    while is_open:
+        if not is_known:
+            order, index = best_score(row, held, threshold, last_index, peak, inverse, state, rank, thread, part)
+            _, token = largest(order, index, warp_words, cta_words, turn, rank, thread)
+            turn = turn ^ 1
+        is_known, is_open = False, False
+        if share < Float32(1.0):
+            logit, before = Float32(row[Int32(token)]), Int32(token) - 1
+            mass, kept = _weights(row, held, threshold, last_index, logit, before, peak, inverse, rank, thread, part)
+            mass, kept = two_sums(mass, kept, warp_words, cta_words, turn, rank, thread)
+            turn = turn ^ 1
+            whole = kept if whole == Uint64(0) else whole
+            # The largest logit has no mass before it and is kept, however small the share.
+            is_open = not is_below_share(mass, whole, share)
+            threshold = logit if is_open else threshold
+            last_index = before if is_open else last_index
     return token
 
 
-def _weight_of(logit: Float32, peak: Float32, inverse: Float32) -> Float32:
-    return cute.math.exp2((logit - peak) * inverse * Float32(LOG2_E), fastmath=True)
+@cute.jit
+def _weights(
+    row: cute.Tensor,
+    held: cute.Tensor,
+    threshold: Float32,
+    last_index: Int32,
+    logit: Float32,
+    before: Int32,
+    peak: Float32,
+    inverse: Float32,
+    rank: Int32,
+    thread: Int32,
+    part: cutlass.Constexpr[Part],
+) -> tuple[Uint64, Uint64]:
+    """The weight of this thread's tokens up to ``logit`` and ``before``, and of those up to ``threshold``."""
+    mass, kept = Uint64(0), Uint64(0)
+    factor = not_hoisted(inverse)
+    for chunk in cutlass.range(part.chunks, unroll=1):
+        logits = chunk_of(row, held, chunk, rank, thread, part)
+        first = first_index(chunk, rank, thread, part)
+        is_kept = kept_bits(logits, threshold, last_index, first, part)
+        is_before = kept_bits(logits, logit, before, first, part)
+        for i in cutlass.range_constexpr(part.chunk):
+            weight = weight_of(logits[i], peak, factor)
+            kept = kept + (weight if (is_kept & Uint32(1 << i)) != Uint32(0) else Uint64(0))
+            mass = mass + (weight if (is_before & Uint32(1 << i)) != Uint32(0) else Uint64(0))
+    return mass, kept

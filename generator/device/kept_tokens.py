@@ -14,6 +14,7 @@ from cutlass import Float32, Int32, Uint32
 
 from dsv4.generator.device.cluster_words import cluster_sync, send
 from dsv4.generator.device.float_order import INFINITY, MINUS_INFINITY, order_of, value_of
+from dsv4.generator.device.row_part import Part, chunk_of, first_index, index_of
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
@@ -24,38 +25,23 @@ QUADS = DIGITS // 4
 LANE_DIGITS = DIGITS // 32
 
 
-def offset_of(i: int, vector: int, stride: int) -> int:
-    """How many tokens after a thread's first logit its ``i``-th one is."""
-    return i // vector * stride + i % vector
-
-
-def index_of(first: Int32, i: Int32, vector: int, stride: int) -> Int32:
-    """The token of a thread's ``i``-th logit: vectors of ``vector`` neighbours, ``stride`` tokens apart.
-
-    A constant ``i`` is better compared by its :func:`offset_of`: sums that several places share stay in registers.
-    """
-    return first + i // vector * stride + i % vector
-
-
 @cute.jit
-def keep_first(
-    logits: cute.Tensor,
+def last_kept(
+    row: cute.Tensor,
+    held: cute.Tensor,
     wanted: Int32,
-    first_index: Int32,
-    vector: cutlass.Constexpr[int],
-    stride: cutlass.Constexpr[int],
     counts: cute.Tensor,
     exchange: cute.Tensor,
     found: cute.Tensor,
     rank: Int32,
     thread: Int32,
-    threads: cutlass.Constexpr[int],
-) -> None:
-    """Drop (set to NaN) every logit behind the ``wanted`` largest of the row, equal ones by index, the lower first.
+    part: cutlass.Constexpr[Part],
+) -> tuple[Float32, Int32]:
+    """The logit of the ``wanted``-th largest of the row and the largest index of those equal to it that are kept.
 
-    ``logits``: float32, this thread's, 32 or fewer in registers; what is not there is NaN. The row has ``wanted`` or
-    more, below 2^24. ``first_index``, ``vector``, ``stride``: :func:`index_of`. Shared memory, u32: ``counts`` [256],
-    ``exchange`` [2, CTAs of the cluster, 256], which nobody reads any more, ``found`` [3].
+    Equal logits are ordered by index, the lower first; what is behind is dropped by ``row_part.drop_behind``. ``row``,
+    ``held``: ``row_part.chunk_of``. The row has ``wanted`` or more, below 2^24, and no NaN. Shared memory, u32:
+    ``counts`` [256], ``exchange`` [2, CTAs of the cluster, 256], which nobody reads any more, ``found`` [3].
     """
     # The digits of the wanted-th token and which are known; how many with these are wanted, and how many there are.
     digits, known = Uint32(0), Uint32(0)
@@ -63,43 +49,41 @@ def keep_first(
     place = Int32(0)
     while place < LOGIT_ROUNDS and equal > needed:
         shift = Uint32(DIGIT_BITS) * Uint32(LOGIT_ROUNDS - 1 - place)
-        _clear(counts, thread, threads)
+        _clear(counts, thread, part.threads)
         least, most = _number_of(digits), _number_of(digits | ~known)
-        for i in cutlass.range_constexpr(cute.size(logits)):
-            if logits[i] >= least and logits[i] <= most:
-                order = order_of(not_hoisted(logits[i]))
-                if ((order ^ digits) & known) == Uint32(0):  # 0 is between two numbers of order, with and without sign
-                    _count(counts, order >> shift)
-        digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, threads)
+        for chunk in cutlass.range(part.chunks, unroll=1):
+            logits = chunk_of(row, held, chunk, rank, thread, part)
+            for i in cutlass.range_constexpr(part.chunk):
+                if logits[i] >= least and logits[i] <= most:
+                    order = order_of(not_hoisted(logits[i]))
+                    if ((order ^ digits) & known) == Uint32(0):  # 0 is between two numbers of order, by its sign
+                        _count(counts, order >> shift)
+        digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, part.threads)
         digits, known, needed = digits | (digit << shift), known | (Uint32(DIGITS - 1) << shift), needed - before
         place = place + 1
 
     # Digits that were not looked for are 0: all that share the others are kept.
     threshold = _number_of(digits)
-    tie_digits = Uint32(0)
-    if equal > needed:
-        ties = Uint32(0)  # a bit for each logit: whether it has all digits
-        for i in cutlass.range_constexpr(cute.size(logits)):
-            ties = ties | (Uint32(1 << i) if logits[i] == threshold else Uint32(0))
-        tie_known = Uint32(0)
-        while place < LOGIT_ROUNDS + INDEX_ROUNDS and equal > needed:
-            shift = Uint32(DIGIT_BITS) * Uint32(LOGIT_ROUNDS + INDEX_ROUNDS - 1 - place)
-            _clear(counts, thread, threads)
-            left = ties
-            while left != Uint32(0):
-                tie = Uint32(LAST_TIE) - Uint32(index_of(first_index, lowest_bit(left), vector, stride))
+    tie_digits, tie_known = Uint32(0), Uint32(0)
+    while place < LOGIT_ROUNDS + INDEX_ROUNDS and equal > needed:
+        shift = Uint32(DIGIT_BITS) * Uint32(LOGIT_ROUNDS + INDEX_ROUNDS - 1 - place)
+        _clear(counts, thread, part.threads)
+        for chunk in cutlass.range(part.chunks, unroll=1):
+            logits = chunk_of(row, held, chunk, rank, thread, part)
+            first = first_index(chunk, rank, thread, part)
+            ties = Uint32(0)  # a bit for each logit: whether it has all digits
+            for i in cutlass.range_constexpr(part.chunk):
+                ties = ties | (Uint32(1 << i) if logits[i] == threshold else Uint32(0))
+            while ties != Uint32(0):
+                tie = Uint32(LAST_TIE) - Uint32(index_of(first, lowest_bit(ties), part))
                 if ((tie ^ tie_digits) & tie_known) == Uint32(0):
                     _count(counts, tie >> shift)
-                left = left & (left - Uint32(1))
-            digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, threads)
-            tie_digits, needed = tie_digits | (digit << shift), needed - before
-            tie_known = tie_known | (Uint32(DIGITS - 1) << shift)
-            place = place + 1
-    last_offset = Int32(LAST_TIE) - Int32(tie_digits) - first_index  # of the equal ones that are kept
-    for i in cutlass.range_constexpr(cute.size(logits)):
-        is_early = offset_of(i, vector, stride) <= last_offset
-        keep = logits[i] > threshold or (logits[i] == threshold and is_early)
-        logits[i] = logits[i] if keep else Float32(float("nan"))
+                ties = ties & (ties - Uint32(1))
+        digit, before, equal = _agree(counts, exchange, found, needed, place, rank, thread, part.threads)
+        tie_digits, needed = tie_digits | (digit << shift), needed - before
+        tie_known = tie_known | (Uint32(DIGITS - 1) << shift)
+        place = place + 1
+    return threshold, Int32(LAST_TIE) - Int32(tie_digits)
 
 
 @cute.jit

@@ -13,13 +13,15 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32, Uint64
 
-from dsv4.generator.device.cluster_reduce import warp_largest
+from dsv4.generator.device.cluster_reduce import shuffle_up, warp_largest, whole_of
 from dsv4.generator.device.cluster_words import cluster_sync, send
-from dsv4.generator.device.float_order import MINUS_INFINITY, float32_bits, float32_of, order_of, value_of
+from dsv4.generator.device.filtered_noise import score_of
+from dsv4.generator.device.fixed_weight import is_below_share, weight_of
+from dsv4.generator.device.float_order import MINUS_INFINITY, order_of, value_of
 from dsv4.generator.device.gumbel import gumbel, token_state
-from dsv4.generator.device.kept_tokens import index_of, lane_sum_upto, logit_at, lowest_bit
+from dsv4.generator.device.kept_tokens import lane_sum_upto, logit_at, lowest_bit
+from dsv4.generator.device.row_part import Part, chunk_of, first_index, index_of
 
-LOG2_E = 1.4426950408889634
 LEAST_SCALED = -100.0
 """(logit − the largest) / T below which a token weighs nothing beside 1 and its noise, −3.7 to 36.8, cannot help it.
 
@@ -72,46 +74,47 @@ def bound_of(maxima: cute.Tensor, wanted: Int32, warp_words: cute.Tensor, thread
 
 @cute.jit
 def collect(
-    logits: cute.Tensor,
+    row: cute.Tensor,
+    held: cute.Tensor,
     bound: Float32,
     peak: Float32,
     inverse: Float32,
-    first_index: Int32,
-    vector: cutlass.Constexpr[int],
-    stride: cutlass.Constexpr[int],
     own_size: cute.Tensor,
     sizes: cute.Tensor,
     tokens: cute.Tensor,
     rank: Int32,
     thread: Int32,
+    part: cutlass.Constexpr[Part],
 ) -> Int32:
     """How many tokens of the row are listed: those not below ``bound`` and not hopeless (:data:`LEAST_SCALED`).
 
-    ``logits``: float32, this thread's, 32 or fewer in registers, NaN where there is none. ``peak``: the largest of the
-    row; ``inverse``: 1/T. ``first_index``, ``vector``, ``stride``: ``kept_tokens.index_of``. Shared memory, u32:
-    ``own_size`` [1] is 0; ``sizes`` [CTAs of the cluster]; ``tokens`` [CTAs, the most on the list, 2], of the first
-    CTA, gets each CTA's orders and indices in any order, unless they are too many. One barrier of the CTA, one of the
-    cluster.
+    ``row``, ``held``: ``row_part.chunk_of``. ``peak``: the largest logit of the row; ``inverse``: 1/T. Shared memory,
+    u32: ``own_size`` [1] is 0; ``sizes`` [CTAs of the cluster]; ``tokens`` [CTAs, the most on the list, 2], of the
+    first CTA, gets each CTA's orders and indices in any order, unless they are too many. One barrier of the CTA, one of
+    the cluster.
     """
     ctas, most = cute.size(tokens, mode=[0]), cute.size(tokens, mode=[1])
     lane = thread % 32
-    listed = Uint32(0)  # a bit for each
-    for i in cutlass.range_constexpr(cute.size(logits)):
-        is_listed = logits[i] >= bound and (logits[i] - peak) * inverse >= Float32(LEAST_SCALED)
-        listed = listed | (Uint32(1 << i) if is_listed else Uint32(0))
-    number = Uint32(cute.arch.popc(listed))
-    warp_number = cute.arch.warp_redux_sync(number, "add")
-    if warp_number > Uint32(0):
-        place = Uint32(0)
-        if lane == 0:
-            place = cute.arch.atomic_add(own_size.iterator, warp_number, sem="relaxed", scope="cta")
-        place = cute.arch.shuffle_sync(place, 0) + lane_sum_upto(number, lane) - number
-        while listed != Uint32(0) and place < Uint32(most):  # one or two in most warps that have any
-            n = lowest_bit(listed)
-            index = Uint32(index_of(first_index, n, vector, stride))
-            send([order_of(logit_at(logits, n)), index], tokens[rank, Int32(place), None].iterator, Int32(0), ctas)
-            place = place + Uint32(1)
-            listed = listed & (listed - Uint32(1))
+    for chunk in cutlass.range(part.chunks, unroll=1):
+        logits = chunk_of(row, held, chunk, rank, thread, part)
+        listed = Uint32(0)  # a bit for each
+        for i in cutlass.range_constexpr(part.chunk):
+            is_listed = logits[i] >= bound and (logits[i] - peak) * inverse >= Float32(LEAST_SCALED)
+            listed = listed | (Uint32(1 << i) if is_listed else Uint32(0))
+        number = Uint32(cute.arch.popc(listed))
+        warp_number = cute.arch.warp_redux_sync(number, "add")
+        if warp_number > Uint32(0):
+            place = Uint32(0)
+            if lane == 0:
+                place = cute.arch.atomic_add(own_size.iterator, warp_number, sem="relaxed", scope="cta")
+            place = cute.arch.shuffle_sync(place, 0) + lane_sum_upto(number, lane) - number
+            first = first_index(chunk, rank, thread, part)
+            while listed != Uint32(0) and place < Uint32(most):  # one or two in most warps that have any
+                n = lowest_bit(listed)
+                index = Uint32(index_of(first, n, part))
+                send([order_of(logit_at(logits, n)), index], tokens[rank, Int32(place), None].iterator, Int32(0), ctas)
+                place = place + Uint32(1)
+                listed = listed & (listed - Uint32(1))
     cute.arch.sync_threads()
     if thread < ctas:
         send([own_size[0]], sizes.iterator + rank, thread, ctas)
@@ -171,36 +174,35 @@ def draw_listed(
 
     # Each thread takes the token at its place.
     is_kept = thread < end and thread < wanted
-    scaled, index, weight = Float32(0.0), Uint32(0), Float32(0.0)
+    logit, index, weight = peak, Uint32(0), Uint64(0)
     if is_kept:
-        scaled = (value_of(ranked[thread, 0]) - peak) * inverse
-        index = ranked[thread, 1]
-        weight = cute.math.exp2(scaled * Float32(LOG2_E), fastmath=True)
+        logit, index = value_of(ranked[thread, 0]), ranked[thread, 1]
+        weight = weight_of(logit, peak, inverse)
     upto = weight
     for step in cutlass.range_constexpr(5):
-        other_weight = cute.arch.shuffle_sync_up(upto, 1 << step, mask_and_clamp=0)
-        upto = upto + (other_weight if lane >= 1 << step else Float32(0.0))
-    mass = cute.arch.shuffle_sync_up(upto, 1, mask_and_clamp=0)  # before this one
-    mass = mass if lane > 0 else Float32(0.0)
+        other_weight = shuffle_up(upto, 1 << step)
+        upto = upto + (other_weight if lane >= 1 << step else Uint64(0))
+    mass = upto - weight  # before this one
     if lane == 31:
-        warp_words[warp, 0] = float32_bits(upto)
+        warp_words[warp, 0] = Uint32(upto)
+        warp_words[warp, 1] = Uint32(upto >> Uint64(32))
     cute.arch.sync_threads()
-    earlier, whole = Float32(0.0), Float32(0.0)
+    whole = Uint64(0)
     for w in cutlass.range_constexpr(most // 32):
-        part = float32_of(warp_words[w, 0])
-        earlier = earlier + (part if w < warp else Float32(0.0))
-        whole = whole + part
-    is_kept = is_kept and (share >= Float32(1.0) or thread == 0 or earlier + mass < whole * share)
+        in_warp = whole_of(warp_words[w, 0], warp_words[w, 1])
+        mass = mass + (in_warp if w < warp else Uint64(0))
+        whole = whole + in_warp
+    is_kept = is_kept and (share >= Float32(1.0) or thread == 0 or is_below_share(mass, whole, share))
     score = Uint32(0)
     if is_kept:
-        score = order_of(scaled + gumbel(token_state(state, index)))
+        score = order_of(score_of(logit, peak, inverse, gumbel(token_state(state, index))))
     score, index = warp_largest(score, index)
     if lane == 0:
-        warp_words[warp, 1] = score
-        warp_words[warp, 2] = index
+        warp_words[warp, 2] = score
+        warp_words[warp, 3] = index
     cute.arch.sync_threads()
     score, index = Uint32(0), Uint32(0)
     if lane < warps:
-        score, index = warp_words[lane, 1], warp_words[lane, 2]
+        score, index = warp_words[lane, 2], warp_words[lane, 3]
     _, token = warp_largest(score, index)
     return token

@@ -167,7 +167,26 @@ def cases(
         at_edge(f"by the edge of top-k, rank {rank}", normal(1)[0], rank)
     at_edge("by the edge of top-p in a small top-k", normal(1)[0], 33, 36)
     at_edge("by the edge of top-p in a large top-k", normal(1)[0], 100, 300)
+    if config.get("many_ctas") != config.get("ctas"):
+        made.append(_together(made, int(config["many_rows"])))
     return made
+
+
+def _together(made: list[Case], rows: int) -> Case:
+    """The rows of all cases in one, again and again until there are ``rows``: to draw them as many rows are."""
+    number = sum(int(case.expected["token"].numel()) for case in made)
+    times = -(-rows // number)
+
+    def joined(values: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(values * times)
+
+    inputs: dict[str, Value] = {
+        name: joined([case.inputs[name] for case in made])  # type: ignore[misc]
+        for name in made[0].inputs
+    }
+    outputs = {"token": OutputLayout((number * times,), (1,), torch.int64)}
+    expected = {name: joined([case.expected[name] for case in made]) for name in made[0].expected}
+    return Case("sample", "all of them together", inputs, outputs, expected)
 
 
 def _extreme(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, list[float], list[int], list[float]]:
