@@ -1,11 +1,12 @@
 # Emitted from generator/templates/mhc/mhc_post.py.j2 for op mhc_post on sm_100a. Do not edit.
 # dims: d=4096
-# config: threads=128, opt_level=3
-# spec sha256: cfb5910a515954bc479903a530a6faa17191e03aa73f857541630a067e41ca43
+# config: threads=128, few_columns=4, few_tokens=16, opt_level=3
+# spec sha256: dc64b4d362274968f7d8ac5db01f1616b74ef7e3c695abb6f44466ad020bf979
 """mHC after a sub-layer: X'[t, k, :] = post_k · F[t, :] + Σ_j C[j, k] · X[t, j, :].
 
-A thread works on 8 columns of one token, in all four streams, so each input is read once and each result written
-once, 16 bytes at a time. 4 CTAs of 128 threads make a token of 4096 columns.
+A thread works on a few columns of one token, in all four streams, so each input is read once and each result written
+once: on 8, 16 bytes at a time, or on 4 in steps of up to 16 tokens, where a thread's chain of additions takes longer than the
+memory.
 """
 
 import cutlass
@@ -26,7 +27,8 @@ VARIANTS = ({"pdl": False}, {"pdl": True})
 
 COLUMNS = 4096
 THREADS = 128
-CTAS_PER_TOKEN = 4
+FEW_TOKENS = 16  # at most, and then
+FEW_COLUMNS = 4  # of a thread
 
 
 @cute.kernel
@@ -36,26 +38,34 @@ def mhc_post_kernel(
     post: cute.Tensor,
     comb: cute.Tensor,
     new_streams: cute.Tensor,
+    columns: cutlass.Constexpr[int],
     pdl: cutlass.Constexpr[bool],
 ):
+    """``columns``: of a thread."""
     thread, _, _ = cute.arch.thread_idx()
     cta, _, _ = cute.arch.block_idx()
-    token = Int64(cta // CTAS_PER_TOKEN)
-    vector = cta % CTAS_PER_TOKEN * THREADS + thread
+    ctas_of_token = COLUMNS // (columns * THREADS)
+    token = Int64(cta // ctas_of_token)
+    vector = cta % ctas_of_token * THREADS + thread
 
-    # All loads are on their way before the first is used. With pdl only the update can come from the
-    # launch before this one; streams and weights are older, and read while it still runs.
-    inputs = [load_vector(vector_at(streams[token, j, None], vector)) for j in range(STREAMS)]
+    # All loads are on their way before the first is used: without the warp's barrier the compiler moves some
+    # behind that, where they cost a second trip to memory. With pdl only the update can come from the launch
+    # before this one; streams and weights are older, and read while it still runs.
+    inputs = [
+        load_vector(vector_at(streams[token, j, None], vector, columns)) for j in range(STREAMS)
+    ]
     post_weights = load_floats(post[token, None], STREAMS)
     comb_weights = load_floats(comb[token, None, None], STREAMS * STREAMS)
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
         cute.arch.griddepcontrol_launch_dependents()
-    added = load_vector(vector_at(update[token, None], vector))
+    else:
+        cute.arch.sync_warp()
+    added = load_vector(vector_at(update[token, None], vector, columns))
 
     results = mixed_streams(added, inputs, post_weights, comb_weights)
     for k in cutlass.range_constexpr(STREAMS):
-        store_vector(results[k], vector_at(new_streams[token, k, None], vector))
+        store_vector(results[k], vector_at(new_streams[token, k, None], vector, columns))
 
 
 @cute.jit
@@ -68,11 +78,28 @@ def launch(
     pdl: cutlass.Constexpr[bool],
     stream,
 ):
-    ctas = update.shape[0] * CTAS_PER_TOKEN
-    if ctas > 0:
-        mhc_post_kernel(update, streams, post, comb, new_streams, pdl).launch(
-            grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl
-        )
+    tokens = update.shape[0]
+    if tokens > FEW_TOKENS:
+        launch_with(update, streams, post, comb, new_streams, 8, pdl, stream)
+    elif tokens > 0:
+        launch_with(update, streams, post, comb, new_streams, FEW_COLUMNS, pdl, stream)
+
+
+@cute.jit
+def launch_with(
+    update: cute.Tensor,
+    streams: cute.Tensor,
+    post: cute.Tensor,
+    comb: cute.Tensor,
+    new_streams: cute.Tensor,
+    columns: cutlass.Constexpr[int],
+    pdl: cutlass.Constexpr[bool],
+    stream,
+):
+    ctas = update.shape[0] * (COLUMNS // (columns * THREADS))
+    mhc_post_kernel(update, streams, post, comb, new_streams, columns, pdl).launch(
+        grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl
+    )
 
 
 def arguments(variant):

@@ -101,7 +101,7 @@ def mhc_post_pre_kernel(
     # The barriers have to exist in every CTA before the first one sends; until then there is a lot to load.
     if thread == 0:
         mhc_exchange.init_barriers(barriers, first_pass + pass_step < passes, TILING, norm)
-    cute.arch.cluster_arrive()
+    cute.arch.cluster_arrive_relaxed()  # the fence has released the barriers; nothing else is told here
 
     if warp == TILING.warps:
         # The owner: weights of the tokens whose place in the pass is this CTA's rank modulo the cluster.
@@ -141,7 +141,7 @@ def mhc_post_pre_kernel(
         # The columns: weights first. With pdl they are read while the launch before still runs.
         column = mhc_project.column_of_thread(rank, thread, TILING)
         spare = mhc_weights.spare_of_thread(spare_weights, thread, TILING)
-        kept, codes = mhc_weights.load_weights(fn, spare, rank, thread, TILING)
+        kept, codes = mhc_weights.load_weights(fn, spare, rank, thread, TILING, 8)
         if cutlass.const_expr(norm):
             own_norm_weight = mhc_combine.load_norm_weight(norm_weight, column)
         stage_of = mhc_project.stage_of_thread(staged, thread, TILING)
@@ -181,7 +181,9 @@ def mhc_post_pre_kernel(
             )
             mhc_project.project_pass(stage, kept, codes, spare, partials, thread, TILING)
             cute.arch.barrier(barrier_id=COLUMN_BARRIER, number_of_threads=TILING.threads)
-            mhc_exchange.send_partials(partials, received, barriers.partials, rank, thread, TILING)
+            mhc_exchange.send_partials(
+                partials, received, barriers.partials, rank, thread, TILING, TILING.threads
+            )
             cute.arch.barrier(barrier_id=COLUMN_BARRIER, number_of_threads=TILING.threads)
         for index in cutlass.range(first_pass, passes, pass_step, unroll=1):
             first = index * TOKENS
@@ -206,7 +208,7 @@ def mhc_post_pre_kernel(
                 cute.arch.barrier(barrier_id=COLUMN_BARRIER, number_of_threads=TILING.threads)
                 cute.arch.mbarrier_wait(barriers.taken, phase)
                 mhc_exchange.send_partials(
-                    partials, received, barriers.partials, rank, thread, TILING
+                    partials, received, barriers.partials, rank, thread, TILING, TILING.threads
                 )
             else:
                 # As above, the last time: every warp has read the squares of the pass before, everywhere those of the

@@ -67,19 +67,20 @@ def send_partials(
     rank: Int32,
     thread: Int32,
     tiling: cutlass.Constexpr,
+    threads: cutlass.Constexpr[int],
 ):
-    """Adds up the warps' ``partials`` (4, tokens, quads, warps) and sends them to the tokens' owners.
+    """``threads`` add up the warps' ``partials`` (4, tokens, quads, warps) and send them to the tokens' owners.
 
     They arrive in the owner's ``received`` (4, quads, owned tokens, CTAs) under this CTA's ``rank``.
     """
     items = tiling.tokens * tiling.quads
-    for visit in cutlass.range_constexpr(-(-items // tiling.threads)):
-        item = thread + visit * tiling.threads
+    for visit in cutlass.range_constexpr(-(-items // threads)):
+        item = thread + visit * threads
         if item < items:
             token, quad = item % tiling.tokens, item // tiling.tokens
             total = cute.make_rmem_tensor((QUAD,), Float32)
             cute.autovec_copy(partials[None, token, quad, 0], total)
-            for other in cutlass.range_constexpr(1, tiling.warps):
+            for other in cutlass.range_constexpr(1, tiling.role_warps):
                 part = cute.make_rmem_tensor((QUAD,), Float32)
                 cute.autovec_copy(partials[None, token, quad, other], part)
                 total.store(total.load() + part.load())

@@ -111,16 +111,11 @@ def _store_comb(
     tiling: cutlass.Constexpr,
     iterations: cutlass.Constexpr[int],
 ):
-    """Each owned token's matrix, worked out by one lane."""
+    """Each owned token's matrix, worked out by four lanes."""
     cute.arch.sync_warp()
-    if lane < tiling.owned:
-        token = first + lane * tiling.cluster + rank
-        if token < tokens:
-            mine = cute.make_rmem_tensor((STREAMS * STREAMS,), Float32)
-            cute.autovec_copy(logits[None, lane], mine)
-            matrix = sinkhorn(mine, eps, iterations)
-            for j in cutlass.range_constexpr(STREAMS):
-                row = cute.make_rmem_tensor((STREAMS,), Float32)
-                row.store(matrix[j, None].load())
-                cute.autovec_copy(row, comb[Int64(token), j, None])
+    owned = lane // STREAMS
+    row = sinkhorn(logits[None, cutlass.min(owned, tiling.owned - 1)], lane, eps, iterations)
+    token = first + owned * tiling.cluster + rank
+    if owned < tiling.owned and token < tokens:
+        cute.autovec_copy(row, comb[Int64(token), lane % STREAMS, None])
     cute.arch.sync_warp()

@@ -123,6 +123,23 @@ def publish_tile(
     tiling: cutlass.Constexpr,
 ):
     """Writes what :func:`project_tile` gave to shared memory ``partials`` (4, tokens, quads, warps)."""
+    publish_sums(sums, partials, tile, thread, tiling)
+    lane, owner = thread % 32, thread // 32
+    g, q = lane // 4, lane % 4
+    for half in cutlass.range_constexpr(2):
+        total = cute.arch.warp_reduction_sum(squares[half], threads_in_group=4)
+        if q == 0:
+            quad = cute.make_rmem_tensor((QUAD,), Float32)
+            quad.fill(0.0)
+            quad[0] = total
+            cute.autovec_copy(quad, partials[None, tile * TILE_TOKENS + half * 8 + g, tiling.quads - 1, owner])
+
+
+@cute.jit
+def publish_sums(
+    sums: cute.Tensor, partials: cute.Tensor, tile: cutlass.Constexpr[int], thread: Int32, tiling: cutlass.Constexpr
+):
+    """Writes the outputs of 16 tokens, registers as :func:`project_tile` gives them, to ``partials``."""
     lane, owner = thread % 32, thread // 32
     g, q = lane // 4, lane % 4
     for half in cutlass.range_constexpr(2):
@@ -133,12 +150,6 @@ def publish_tile(
                     _publish_pair(sums, partials, half, n, token, q, owner)
             else:
                 _publish_pair(sums, partials, half, n, token, q, owner)
-        total = cute.arch.warp_reduction_sum(squares[half], threads_in_group=4)
-        if q == 0:
-            quad = cute.make_rmem_tensor((QUAD,), Float32)
-            quad.fill(0.0)
-            quad[0] = total
-            cute.autovec_copy(quad, partials[None, token, tiling.quads - 1, owner])
 
 
 @cute.jit

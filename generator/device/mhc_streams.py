@@ -1,4 +1,4 @@
-"""Four residual streams at a few columns of one token: moving them 16 bytes at a time, and mixing them."""
+"""Four residual streams at a few columns of one token: moving them, 16 bytes at a time or fewer, and mixing them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dsv4.generator.device.vector_io import VECTOR_BITS, VECTOR_ELEMENTS, to_flo
 
 
 @cute.jit
-def vector_at(row: cute.Tensor, vector) -> cute.Tensor:
-    """The 16-byte vector number ``vector`` of a compact bf16 ``row`` (columns,), a view of shape ``(8,)``."""
-    start = cute.assume(vector * VECTOR_ELEMENTS, divby=VECTOR_ELEMENTS)
-    return cute.make_tensor(row.iterator + start, cute.make_layout(VECTOR_ELEMENTS))
+def vector_at(row: cute.Tensor, vector, elements: cutlass.Constexpr[int] = VECTOR_ELEMENTS) -> cute.Tensor:
+    """Vector number ``vector`` of a compact bf16 ``row`` (columns,): ``elements`` of them, 2, 4 or 8 (16 bytes)."""
+    start = cute.assume(vector * elements, divby=elements)
+    return cute.make_tensor(row.iterator + start, cute.make_layout(elements))
 
 
 @cute.jit
 def load_vector(source: cute.Tensor) -> cute.Tensor:
-    """One 16-byte load from global memory: ``(8,)`` bf16 in registers."""
-    fragment = cute.make_rmem_tensor((VECTOR_ELEMENTS,), BFloat16)
-    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), BFloat16, num_bits_per_copy=VECTOR_BITS)
+    """One load from global memory: a vector of :func:`vector_at` in registers."""
+    fragment = cute.make_rmem_tensor((cute.size(source),), BFloat16)
+    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), BFloat16, num_bits_per_copy=16 * cute.size(source))
     cute.copy(atom, source, fragment)
     return fragment
 
 
 @cute.jit
 def store_vector(fragment: cute.Tensor, target: cute.Tensor) -> None:
-    """One 16-byte store of ``(8,)`` bf16 to global memory."""
-    atom = cute.make_copy_atom(cute.nvgpu.CopyR2GOp(), BFloat16, num_bits_per_copy=VECTOR_BITS)
+    """One store of a vector to global memory."""
+    atom = cute.make_copy_atom(cute.nvgpu.CopyR2GOp(), BFloat16, num_bits_per_copy=16 * cute.size(fragment))
     cute.copy(atom, fragment, target)
 
 
@@ -47,8 +47,8 @@ def load_floats(source: cute.Tensor, count: cutlass.Constexpr[int]) -> cute.Tens
 def mixed_streams(update: cute.Tensor, streams, post: cute.Tensor, comb: cute.Tensor):
     """post[k] · update + Σ_j comb[j, k] · streams_j for each stream k, rounded once to bf16.
 
-    ``update`` and the four ``streams``: ``(8,)`` bf16 in registers; ``post`` (4,), ``comb`` (16,) float32, the source
-    stream first. Returns four ``(8,)`` bf16.
+    ``update`` and the four ``streams``: bf16 of the same columns in registers; ``post`` (4,), ``comb`` (16,) float32,
+    the source stream first. Returns four such.
     """
     results = []
     for k in cutlass.range_constexpr(STREAMS):

@@ -21,9 +21,16 @@ QUAD = 4
 FLOAT_BYTES = 4
 
 
+def kept_short(thread, number, tiling: Tiling):
+    """``thread`` in pass ``number``. Where registers are scarce the compiler shall not see that it never changes: what
+    follows from it is then worked out in each pass, not held, or spilled, over all. There are never 2^28 passes."""
+    return thread + (number >> 28) if tiling.groups > 1 else thread
+
+
 class Tiling(NamedTuple):
     """What is fixed at compile time. Three terms add up to a weight: the first ``register_terms`` bf16 in registers,
-    the last ``byte_terms`` (0 or 1) bytes in registers, those between bf16 in shared memory."""
+    the last ``byte_terms`` (0 or 1) bytes in registers, those between bf16 in shared memory. ``groups``: of 32 columns
+    that a warp owns, more than 1 where warps have roles of their own."""
 
     columns: int
     cluster: int
@@ -32,6 +39,7 @@ class Tiling(NamedTuple):
     stages: int
     register_terms: int
     byte_terms: int = 0
+    groups: int = 1
 
     @property
     def spare_terms(self) -> int:
@@ -45,8 +53,13 @@ class Tiling(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Warps that own columns."""
+        """Warps that own columns, each 32; with ``groups`` those that there would be."""
         return self.slice_columns // WARP_COLUMNS
+
+    @property
+    def role_warps(self) -> int:
+        """Warps that own columns in one role."""
+        return self.warps // self.groups
 
     @property
     def threads(self) -> int:

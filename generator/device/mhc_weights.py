@@ -32,44 +32,59 @@ def spare_of_thread(spare_weights: cute.Tensor, thread: Int32, tiling: cutlass.C
 
 
 @cute.jit
-def load_weights(fn: cute.Tensor, spare, rank: Int32, thread: Int32, tiling: cutlass.Constexpr):
+def load_weights(
+    fn: cute.Tensor,
+    spare,
+    rank: Int32,
+    thread: Int32,
+    tiling: cutlass.Constexpr,
+    together: cutlass.Constexpr[int],
+):
     """This lane's part of ``fn`` (outputs, 4 · columns): registers ``(4, output tiles, streams, register terms)``.
 
-    The four registers are pairs of bf16 of the lane's eight columns of output ``lane // 4`` of the tile, in order.
+    The four registers are pairs of bf16 of the lane's eight columns of output ``lane // 4`` of the tile, in order. Of
+    32 columns lane ``l`` has ``together`` (8 or 2) from ``together · (l % 4)`` on, and as many every ``4 · together``.
     Terms that are not kept in registers go to ``spare``, shared memory of this thread alone,
     ``(4, output tiles, streams, terms left)``; None where there are none. Returned as well: the last term as bytes,
     ``(2, output tiles, streams)``, or None.
     """
-    column = rank * tiling.slice_columns + thread // 32 * WARP_COLUMNS + thread % 4 * VECTOR_ELEMENTS
+    column = rank * tiling.slice_columns + thread // 32 * WARP_COLUMNS + thread % 4 * together
     output = thread % 32 // 4
-    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), Float32, num_bits_per_copy=VECTOR_BITS)
+    wide = cutlass.const_expr(min(together, VECTOR_BITS // 32))
+    pieces = VECTOR_ELEMENTS // wide
+    steps = cute.make_layout((wide, pieces), stride=(1, wide if together == VECTOR_ELEMENTS else 4 * together))
+    atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), Float32, num_bits_per_copy=32 * wide)
     tiles = tiling.output_tiles
     kept = cute.make_rmem_tensor((PAIRS, tiles, STREAMS, tiling.register_terms), Uint32)
     codes = _place_for_bytes(tiling)
-    for j in cutlass.range_constexpr(STREAMS):
-        loaded = cute.make_rmem_tensor((VECTOR_ELEMENTS, tiles), Float32)
-        if cutlass.const_expr(tiling.outputs % 8 != 0):
-            loaded.fill(0.0)
-        for n in cutlass.range_constexpr(tiles):
-            start = (n * 8 + output) * (STREAMS * tiling.columns) + j * tiling.columns + column
-            halves = cute.make_tensor(fn.iterator + cute.assume(start, divby=VECTOR_ELEMENTS), cute.make_layout((4, 2)))
-            target = cute.make_tensor(loaded[None, n].iterator, cute.make_layout((4, 2)))
+    # The loads of the next stream are on their way while this one's weights are split.
+    loaded = [cute.make_rmem_tensor((VECTOR_ELEMENTS, tiles), Float32) for _ in range(STREAMS)]
+    for turn in cutlass.range_constexpr(STREAMS + 1):
+        if cutlass.const_expr(turn < STREAMS):
             if cutlass.const_expr(tiling.outputs % 8 != 0):
-                if n * 8 + output < tiling.outputs:
-                    cute.copy(atom, halves, target)
-            else:
-                cute.copy(atom, halves, target)
-        for n in cutlass.range_constexpr(tiles):
-            if cutlass.const_expr(tiling.byte_terms):
-                terms, last = split_to_byte(loaded[None, n])
-                cute.autovec_copy(last, codes[None, n, j])
-            else:
-                terms = split(loaded[None, n])
-            for term in cutlass.range_constexpr(TERMS - tiling.byte_terms):
-                if cutlass.const_expr(term < tiling.register_terms):
-                    cute.autovec_copy(terms[None, term], kept[None, n, j, term])
+                loaded[turn].fill(0.0)
+            for n in cutlass.range_constexpr(tiles):
+                start = (n * 8 + output) * (STREAMS * tiling.columns) + turn * tiling.columns + column
+                source = cute.make_tensor(fn.iterator + cute.assume(start, divby=together), steps)
+                target = cute.make_tensor(loaded[turn][None, n].iterator, cute.make_layout((wide, pieces)))
+                if cutlass.const_expr(tiling.outputs % 8 != 0):
+                    if n * 8 + output < tiling.outputs:
+                        cute.copy(atom, source, target)
                 else:
-                    cute.autovec_copy(terms[None, term], spare[None, n, j, term - tiling.register_terms])
+                    cute.copy(atom, source, target)
+        if cutlass.const_expr(turn > 0):
+            j = turn - 1
+            for n in cutlass.range_constexpr(tiles):
+                if cutlass.const_expr(tiling.byte_terms):
+                    terms, last = split_to_byte(loaded[j][None, n])
+                    cute.autovec_copy(last, codes[None, n, j])
+                else:
+                    terms = split(loaded[j][None, n])
+                for term in cutlass.range_constexpr(TERMS - tiling.byte_terms):
+                    if cutlass.const_expr(term < tiling.register_terms):
+                        cute.autovec_copy(terms[None, term], kept[None, n, j, term])
+                    else:
+                        cute.autovec_copy(terms[None, term], spare[None, n, j, term - tiling.register_terms])
     return kept, codes
 
 

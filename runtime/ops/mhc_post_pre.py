@@ -3,13 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from dsv4.runtime.ops.kernel import KernelPath, Served
+from dsv4.runtime.ops.mhc_post import COLUMNS_MULTIPLE
 from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_post_pre as reference
+
+TWO_LAUNCHES_FROM = 256
+"""Tokens from which ``mhc_post`` and ``mhc_pre`` one after the other are faster than both in one kernel, which has
+neither the roles of ``mhc_pre``'s warps nor the registers for them. Measured on an H100 with 4096 and 7168 columns, see
+docs/notes/operators_hopper.md."""
+
+
+def _two_serve(
+    update: torch.Tensor,
+    streams: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    *parameters: torch.Tensor | None,
+    iterations: int,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    **_: object,
+) -> tuple[Served, ...] | None:
+    if streams.shape[0] < TWO_LAUNCHES_FROM:
+        return None
+    fn, base, scale, norm = parameters
+    wide = [each for each in (fn, base, scale) if each is not None]
+    first = served(
+        streams, (update,), (post, comb), dtype=dtype, out_dtype=out_dtype, columns_multiple=COLUMNS_MULTIPLE
+    )
+    options = {"iterations": iterations, "norm": norm is not None}
+    second = served(streams, (norm,), wide, dtype=dtype, out_dtype=out_dtype, **options)
+    if first is None or second is None:
+        return None
+    return replace(first, op="mhc_post"), replace(second, op="mhc_pre")
+
+
+def _call_two(
+    first: Callable[..., None],
+    second: Callable[..., None],
+    update: torch.Tensor,
+    streams: torch.Tensor,
+    post: torch.Tensor,
+    comb: torch.Tensor,
+    *parameters: torch.Tensor | None,
+    norm_eps: float,
+    eps: float,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    new, u, next_post, next_comb = _outputs(update, streams, post, comb)
+    first(update, streams, post, comb, new)
+    second(new, *parameters, u, next_post, next_comb, norm_eps, eps)
+    return new, u, next_post, next_comb
+
+
+def _outputs(*like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """New streams, u, post and comb for an update, streams, post and comb."""
+    u, new, post, comb = (torch.empty_like(each, memory_format=torch.contiguous_format) for each in like)
+    return new, u, post, comb
 
 
 def _serves(
@@ -47,8 +103,7 @@ def _call(
     eps: float,
     **_: object,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    new, u = (torch.empty_like(each, memory_format=torch.contiguous_format) for each in (streams, update))
-    next_post, next_comb = (torch.empty_like(each, memory_format=torch.contiguous_format) for each in (post, comb))
+    new, u, next_post, next_comb = _outputs(update, streams, post, comb)
     kernel(update, streams, post, comb, fn, base, scale, norm, new, u, next_post, next_comb, norm_eps, eps)
     return new, u, next_post, next_comb
 
@@ -64,7 +119,7 @@ _operator = Operator(
     "base: wide [m]",
     "scale: wide [3]",
     "norm?: float [d]",
-    kernel=KernelPath(_serves, _call),
+    kernel=(KernelPath(_two_serve, _call_two), KernelPath(_serves, _call)),
 )
 
 
@@ -90,7 +145,8 @@ def mhc_post_pre(
         update, streams, post, comb: as in ``mhc_post``.
         fn, base, scale, norm: of the next sub-layer, as in ``mhc_pre``; so are the options.
 
-    Raises ``ContractError``. dsv4-reference §2.2, §2.3.
+    Few tokens are served by one kernel, many by those of the two (``TWO_LAUNCHES_FROM``). Raises ``ContractError``.
+    dsv4-reference §2.2, §2.3.
     """
     return _operator(
         update,

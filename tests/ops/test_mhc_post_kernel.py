@@ -14,32 +14,42 @@ from dsv4.generator.verify.operators import mhc_post
 from tests.ops.builds import build_all, findings, ptx, right_outputs, takes_what_was_predicted, widths
 
 ARCHS = ("sm_90a", "sm_100a")
-# d, threads, pdl
-SHAPES = {"4096": (4096, 128, False), "768 in three CTAs": (768, 32, True)}
+# d, threads, pdl, few_columns
+SHAPES = {"4096": (4096, 128, False, 8), "768 in three CTAs": (768, 32, True, 2)}
 
 
 @pytest.fixture(scope="module", params=ARCHS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, BuildResult]:
     plans = [
-        plan("mhc_post", request.param, dims={"d": d}, variant={"pdl": pdl}, config={"threads": threads})
-        for d, threads, pdl in SHAPES.values()
+        plan(
+            "mhc_post",
+            request.param,
+            dims={"d": d},
+            variant={"pdl": pdl},
+            config={"threads": threads, "few_columns": few, "few_tokens": 4},
+        )
+        for d, threads, pdl, few in SHAPES.values()
     ]
     return dict(zip(SHAPES, build_all(plans, tmp_path_factory.mktemp("mhc_post")), strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_compiles_without_spills_and_moves_16_bytes_at_a_time(built: dict[str, BuildResult], shape: str) -> None:
-    result, pdl = built[shape], SHAPES[shape][2]
+    result, (_, _, pdl, few) = built[shape], SHAPES[shape]
     takes_what_was_predicted(result)
-    text = ptx(result)
-    assert widths(text, "ld.global") == widths(text, "st.global") == {"v4.b32"}
-    assert text.count("ld.global") == 5 + 1 + 4 and text.count("st.global") == 4
-    if "target sm_90a" in text:  # the other arch's compiler takes packed additions instead
-        assert text.count("fma.rn.f32") == 4 * 4 * 8
-    assert ("griddepcontrol" in text) == pdl
-    if pdl:  # only the update can come from the launch before
-        before, after = text.split("griddepcontrol.wait")
-        assert before.count("ld.global") == 9 and after.count("ld.global") == 1
+    kernels = ptx(result).split(".entry")[1:]
+    wide = [text for text in kernels if "v4.b32" in widths(text, "st.global")]
+    assert len(wide) == 1 and len(kernels) == (1 if few == 8 else 2)
+    for text in kernels:
+        columns, width = (8, "v4.b32") if text in wide else (few, "b32")
+        assert widths(text, "ld.global") == {"v4.b32", width} and widths(text, "st.global") == {width}
+        assert text.count("ld.global") == 5 + 1 + 4 and text.count("st.global") == 4
+        if "target sm_90a" in ptx(result):  # the other arch's compiler takes packed additions instead
+            assert text.count("fma.rn.f32") == 4 * 4 * columns
+        assert ("griddepcontrol" in text) == pdl
+        if pdl:  # only the update can come from the launch before
+            before, after = text.split("griddepcontrol.wait")
+            assert before.count("ld.global") == 9 and after.count("ld.global") == 1
 
 
 def test_values_of_a_kernel_that_is_no_default(built: dict[str, BuildResult]) -> None:

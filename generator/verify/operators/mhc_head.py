@@ -76,7 +76,7 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     inputs, expected = case.inputs, case.expected["y"]
     if case.is_empty:
         return judging.verdict(got["y"], expected, [])
-    error = mhc_pre.logit_error(inputs, int(case.limits["cluster"]))
+    error = mhc_pre.logit_error(inputs, int(case.limits["cluster"]), int(case.limits["groups"]))
     bare = expected_float64({**inputs, "norm_weight": None})
     findings = mhc_pre.input_findings(got["y"], bare, error, inputs, expected)
     return judging.verdict(got["y"], expected, findings)

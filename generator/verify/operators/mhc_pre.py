@@ -119,7 +119,10 @@ def cases(
                     "comb": OutputLayout((tokens, STREAMS, STREAMS), (16, 4, 1), torch.float32),
                 },
                 expected=expected_float64(inputs),
-                limits={"cluster": float(config.get("cluster", 16))},
+                limits={
+                    "cluster": float(config.get("cluster", 16)),
+                    "groups": 2.0 if config.get("mixers") == 7 else 1.0,
+                },
             )
         )
 
@@ -234,11 +237,11 @@ def logits_of(inputs: dict[str, Value]) -> torch.Tensor:
     return projections * scaled_by(inputs) + tensor_of(inputs, "base").to(torch.float64)
 
 
-def sum_variance(x: torch.Tensor, fn: torch.Tensor, cluster: int) -> torch.Tensor:
+def sum_variance(x: torch.Tensor, fn: torch.Tensor, cluster: int, groups: int = 1) -> torch.Tensor:
     """The squared standard deviation of the projections of ``x`` [T, 4, d] on ``fn`` [outputs, 4 · d], as summed by the
     kernel: [T, outputs]; float64."""
-    warps = x.shape[2] // WARP_COLUMNS
-    shape = (-1, STREAMS, warps, CHUNK_LANES, CHUNKS, WARP_COLUMNS // (CHUNK_LANES * CHUNKS))
+    warps, chunks = x.shape[2] // (groups * WARP_COLUMNS), groups * CHUNKS
+    shape = (-1, STREAMS, warps, CHUNK_LANES, chunks, WARP_COLUMNS // (CHUNK_LANES * CHUNKS))
 
     def in_chunks(rows: torch.Tensor) -> torch.Tensor:
         """[chunks of a chain, warps, rows, 16]."""
@@ -265,12 +268,13 @@ def power_of_two(values: torch.Tensor) -> torch.Tensor:
     return torch.where(values == 0, 0.0, torch.exp2(torch.frexp(values).exponent - 1.0))
 
 
-def logit_error(inputs: dict[str, Value], cluster: int) -> torch.Tensor:
-    """How far each of a token's logits may be off, [T, outputs] in float64."""
+def logit_error(inputs: dict[str, Value], cluster: int, groups: int = 1) -> torch.Tensor:
+    """How far each of a token's logits may be off, [T, outputs] in float64; a warp's chain is over ``groups`` times 32
+    columns."""
     x, fn = tensor_of(inputs, "streams").to(torch.float64), tensor_of(inputs, "fn").to(torch.float64)
     factor, base = scaled_by(inputs).abs(), tensor_of(inputs, "base").to(torch.float64).abs()
     projections = (x.flatten(1) @ fn.T).abs()
-    return DEVIATIONS * sum_variance(x, fn, cluster).sqrt() * factor + LOGIT * (projections * factor + base)
+    return DEVIATIONS * sum_variance(x, fn, cluster, groups).sqrt() * factor + LOGIT * (projections * factor + base)
 
 
 def comb_moves(logits: torch.Tensor, error: torch.Tensor, eps: float) -> torch.Tensor:
@@ -289,17 +293,22 @@ def comb_moves(logits: torch.Tensor, error: torch.Tensor, eps: float) -> torch.T
 
 
 def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
-    findings = findings_of(got, case.inputs, case.expected, int(case.limits["cluster"]))
+    limits = int(case.limits["cluster"]), int(case.limits["groups"])
+    findings = findings_of(got, case.inputs, case.expected, *limits)
     return judging.verdict(got["y"], case.expected["y"], findings)
 
 
 def findings_of(
-    got: dict[str, torch.Tensor], inputs: dict[str, Value], expected: dict[str, torch.Tensor], cluster: int
+    got: dict[str, torch.Tensor],
+    inputs: dict[str, Value],
+    expected: dict[str, torch.Tensor],
+    cluster: int,
+    groups: int = 1,
 ) -> list[str]:
     """What is wrong with y, post and comb for ``inputs``; a fusion's judge asks too."""
     if not got["y"].numel():
         return []
-    error, logits = logit_error(inputs, cluster), logits_of(inputs)
+    error, logits = logit_error(inputs, cluster, groups), logits_of(inputs)
     post_error = expected["post"] * (RELATIVE + error[:, STREAMS : 2 * STREAMS]) + FLUSHED
     moves = comb_moves(logits[:, 2 * STREAMS :], error[:, 2 * STREAMS :], number(inputs, "eps"))
     findings = judging.f32_within("post", got["post"], expected["post"], post_error)
