@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64
+from cutlass import Float32, Int32, Int64, Uint32
 
 from dsv4.generator.device.compressor_members import address_of, load_at
 from dsv4.generator.device.vector_io import VECTOR_BITS, to_float32
@@ -32,46 +32,98 @@ def keep_tokens(
     phase: Int32,
     first: Int32,
     step: Int32,
-    count: Int32,
     threads: cutlass.Constexpr[int],
 ) -> None:
-    """Write the rows of up to ``count`` tokens, from ``first`` on ``step`` apart; all ``threads`` of the CTA take part.
+    """Write the rows of the lanes' tokens, from ``first`` on ``step`` apart; all ``threads`` of the CTA take part.
 
     ``row`` and ``phase``: what :func:`load_plan` gave. ``kv``, ``score``: float32 or bf16 [T, c]; ``ape``: float32
-    [m, c]; ``state``: float32 [R, 2 · c].
+    [m, c]; ``state``: float32 [R, 2 · c]. Of a long chunk only the last tokens are kept: the others cost nothing.
     """
-    for i in cutlass.range(count, unroll=1):
-        target = cute.arch.shuffle_sync(row, i)
-        if target >= 0:
-            ape_row = cute.arch.shuffle_sync(phase, i)
-            keep_token(kv, score, ape, state, first + i * step, target, ape_row, threads)
+    kept = Uint32(cute.arch.vote_ballot_sync(row >= 0))
+    while kept != 0:
+        i = 31 - Int32(cute.arch.clz(kept))
+        kept = kept ^ (Uint32(1) << Uint32(i))
+        target, ape_row = cute.arch.shuffle_sync(row, i), cute.arch.shuffle_sync(phase, i)
+        held = make_held(kv.element_type, ape.shape[1], threads)
+        load_token(kv, score, ape, first + i * step, ape_row, held, threads)
+        store_token(held, state, target, threads)
 
 
 @cute.jit
-def keep_token(
+def keep_tokens_after(
     kv: cute.Tensor,
     score: cute.Tensor,
     ape: cute.Tensor,
     state: cute.Tensor,
-    token: Int32,
     row: Int32,
     phase: Int32,
+    first: Int32,
+    step: Int32,
+    threads: cutlass.Constexpr[int],
+    pdl: cutlass.Constexpr[bool],
+) -> None:
+    """:func:`keep_tokens` behind the launch before, which reads ``state`` and does not write the others.
+
+    A first token, mostly the only one, is loaded before that launch has ended. Every CTA waits for it; with ``pdl`` the
+    next launch may begin then.
+    """
+    last = 31 - Int32(cute.arch.clz(Uint32(cute.arch.vote_ballot_sync(row >= 0))))
+    lane = cutlass.max(last, 0)
+    target, ape_row = cute.arch.shuffle_sync(row, lane), cute.arch.shuffle_sync(phase, lane)
+    held = make_held(kv.element_type, ape.shape[1], threads)
+    if last >= 0:
+        load_token(kv, score, ape, first + lane * step, ape_row, held, threads)
+    cute.arch.griddepcontrol_wait()
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_launch_dependents()
+    if last >= 0:
+        store_token(held, state, target, threads)
+    others = Int32(-1) if cute.arch.lane_idx() == last else row
+    keep_tokens(kv, score, ape, state, others, phase, first, step, threads)
+
+
+def make_held(
+    dtype: type[cutlass.Numeric], channels: int, threads: int
+) -> tuple[cute.Tensor, cute.Tensor, cute.Tensor]:
+    """Registers for one thread's vectors of a token's kv, score (``dtype``) and ape (float32): (elements, rounds)."""
+    elements = VECTOR_BITS // dtype.width
+    shape = (elements, -(-channels // (elements * threads)))
+    return (
+        cute.make_rmem_tensor(shape, dtype),
+        cute.make_rmem_tensor(shape, dtype),
+        cute.make_rmem_tensor(shape, Float32),
+    )
+
+
+@cute.jit
+def load_token(
+    kv: cute.Tensor,
+    score: cute.Tensor,
+    ape: cute.Tensor,
+    token: Int32,
+    phase: Int32,
+    held: tuple,
     threads: cutlass.Constexpr[int],
 ) -> None:
-    """Write one row: thread t copies vectors t, t + threads … of kv and of score, all loads before the first store."""
+    """Vectors t, t + threads … of kv, of score and of the ape of ``phase`` into ``held``, for thread t."""
+    values, gates, added = held
     thread, _, _ = cute.arch.thread_idx()
-    channels = ape.shape[1]
-    elements = VECTOR_BITS // kv.element_type.width
-    rounds = -(-channels // (elements * threads))
-    values = cute.make_rmem_tensor((elements, rounds), kv.element_type)
-    gates = cute.make_rmem_tensor((elements, rounds), kv.element_type)
-    added = cute.make_rmem_tensor((elements, rounds), Float32)
+    elements, rounds = values.shape
     for v in cutlass.range_constexpr(rounds):
         column = (v * threads + thread) * elements
-        if column < channels:
+        if column < ape.shape[1]:
             load_at(address_of(kv, token, column), values[None, v])
             load_at(address_of(score, token, column), gates[None, v])
             load_at(address_of(ape, phase, column), added[None, v])
+
+
+@cute.jit
+def store_token(held: tuple, state: cute.Tensor, row: Int32, threads: cutlass.Constexpr[int]) -> None:
+    """Write what :func:`load_token` holds as one row of ``state``: kv, then score + ape."""
+    values, gates, added = held
+    thread, _, _ = cute.arch.thread_idx()
+    channels = state.shape[1] // 2
+    elements, rounds = values.shape
     for v in cutlass.range_constexpr(rounds):
         column = (v * threads + thread) * elements
         if column < channels:

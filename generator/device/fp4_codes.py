@@ -3,9 +3,10 @@
 The magnitudes of codes 0 … 7 are 0, ½, 1, 1½, 2, 3, 4, 6; bit 3 is the sign, that of a zero included. sm_100a rounds in
 hardware: ``cvt.rn.satfinite.e2m1x2.f32``, to the nearest, ties to even, ±6 beyond. sm_90a has no such instruction:
 there the value is added to a number so large that float32's own rounding leaves a multiple of the step (½, 1 or 2),
-whose low bits are the code. Both give the codes of ``runtime/reference/codes.encode_e2m1``, but for a NaN: E2M1 has
-none, it becomes a code of magnitude 6 here, and the scale of its block says what it was. Codes are decoded by putting
-their bits in f16's exponent and mantissa, on either chip.
+and one product brings what makes the code to the top of the register. Both give the codes of
+``runtime/reference/codes.encode_e2m1``, but for a NaN: E2M1 has none, it becomes a code of magnitude 6 here, and the
+scale of its block says what it was. Codes are decoded by putting their bits in f16's exponent and mantissa, on either
+chip.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import cutlass.cute as cute
 from cutlass import Float16, Float32, Uint32
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4.generator.device.e8m0 import e8m0_code, permute_bytes
+from dsv4.generator.device.e8m0 import e8m0_code
 from dsv4.generator.device.inline_asm import pure_asm
 
 E2M1_MAX = 6.0
 MXFP4_FLOOR = 6.0 * 2.0**-126
 _SIGN_AND_EXPONENT = 0xFF800000
-_MAGIC = 2.0**22 + 105.0  # an ulp is ½ here; see code_e2m1
+_MAGIC = 2.0**22 + 1.0  # an ulp is ½ here; see code_in_top
 
 
 @cute.jit
@@ -31,18 +32,17 @@ def mxfp4_scale_code(amax_bits: Uint32) -> Uint32:
 
 
 @cute.jit
-def code_e2m1(value: Float32) -> Uint32:
-    """Bits 0 … 3: the code of ``value``, |value| up to 6; bits 4 … 7 are zero, those above are not.
+def code_in_top(value: Float32) -> Uint32:
+    """Bits 28 … 31: the code of ``value``, |value| up to 6; those below are not zero.
 
-    M = 2^22 · 2^e with e = max(⌊log2 |v|⌋, 0) has an ulp of half of 2^e, the step of E2M1 there, so |v| + M is M and k
-    steps, rounded to even. The code is k + 2e; 2e is found in the exponent of the sum (bits 23 and up, shifted down to
-    where k is) and the sign in its highest bit. What else these shifts bring is the same for all values; a further 105
-    in M makes it a multiple of 256.
+    M = (2^22 + 1) · 2^e with e = max(⌊log2 |v|⌋, 0), and the sign of v, has an ulp of half of 2^e, the step of E2M1
+    there, so M + v is M and k steps away from zero, rounded to even. The code is k + 2e and the sign. Of the sum's
+    bits, one product brings k + 2 to the top nibble (2^28), twice the exponent, 149 + e, mod 16 (2^6), and the sign and
+    4, the exponent's uppermost three bits (1): together the code and 16; what lies below does not carry.
     """
     power = (value.bitcast(Uint32) & Uint32(_SIGN_AND_EXPONENT)).bitcast(Float32)
     total = cute.math.fma(cute.arch.fmax(power, Float32(1.0), abs=True), Float32(_MAGIC), value)
-    bits = total.bitcast(Uint32)
-    return bits + (bits >> Uint32(22)) + (bits >> Uint32(28))
+    return total.bitcast(Uint32) * Uint32((1 << 28) + (1 << 6) + 1)
 
 
 @cute.jit
@@ -57,10 +57,10 @@ def encode_e2m1x8(
         return _cvt_e2m1x8(*values)
     if cutlass.const_expr(not clamped):
         values = [cute.arch.fmin(value, Float32(E2M1_MAX), abs=True) for value in values]
-    codes = [code_e2m1(value) for value in values]
-    pairs = [codes[i] + (codes[i + 1] << Uint32(4)) for i in range(0, 8, 2)]
-    halves = [permute_bytes(pairs[i], pairs[i + 1], Uint32(0x0040)) for i in (0, 2)]  # the lowest byte of both
-    return permute_bytes(halves[0], halves[1], Uint32(0x5410))
+    packed = code_in_top(values[7]) >> Uint32(28)
+    for i in cutlass.range_constexpr(7):
+        packed = packed << Uint32(4) | code_in_top(values[6 - i]) >> Uint32(28)  # one funnel shift
+    return packed
 
 
 @dsl_user_op

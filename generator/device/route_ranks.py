@@ -1,7 +1,7 @@
-"""Counting routes by expert, warp by warp, so that an expert's routes keep their order.
+"""Counting routes by expert, and ranking those of a warp so that an expert's routes keep their order.
 
-A warp owns a run of neighbouring routes and takes them 32 at a time. The lanes that hold the same expert know of each
-other by ``match``; the first of them speaks for all, so no two lanes of a warp touch the same counter.
+Counts are sums in shared memory, whatever the order. Ranks are by warp, which has 32 neighbouring routes: the lanes
+that hold the same expert know of each other by ``match``, and the first of them says how many they are.
 """
 
 from __future__ import annotations
@@ -24,61 +24,37 @@ def route_of(experts: cute.Tensor, route: Int32, end: Int32) -> Int32:
 
 @cute.jit
 def load_routes(
-    experts: cute.Tensor, first: Int32, end: Int32, lane: Int32, most: cutlass.Constexpr[int]
+    experts: cute.Tensor, first: Int32, end: Int32, step: Int32, most: cutlass.Constexpr[int]
 ) -> cute.Tensor:
-    """This lane's routes of the warp's ``first`` … ``end`` − 1, one of every 32, at most ``most``: experts or -1."""
+    """The experts of the routes ``first``, ``first`` + ``step`` … before ``end``, ``most`` of them; -1 beyond."""
     held = cute.make_rmem_tensor((most,), Int32)
     for i in cutlass.range_constexpr(most):
-        held[i] = route_of(experts, first + 32 * i + lane, end)
+        held[i] = route_of(experts, first + step * i, end)
     return held
 
 
 @cute.jit
-def rank_routes(held: cute.Tensor, first: Int32, end: Int32, counts: cute.Tensor, lane: Int32) -> cute.Tensor:
-    """For each route of :func:`load_routes` how many before it in the warp have its expert.
+def add_routes(held: cute.Tensor, counts: cute.Tensor) -> None:
+    """Add routes of :func:`load_routes` to ``counts`` (shared memory, i32 [experts]), which other threads add to, too.
 
-    Adds the warp's routes to ``counts`` (shared memory, the warp's own, zeros).
+    Sums of integers do not depend on who comes first, and nobody looks at one before all are there.
     """
-    ranks = cute.make_rmem_tensor((cute.size(held),), Int32)
     for i in cutlass.range_constexpr(cute.size(held)):
-        if first + 32 * i < end:
-            expert = held[i]
-            same = Uint32(cute.arch.match_sync(ALL_LANES, expert))
-            earlier = Int32(cute.arch.popc(same & _earlier(lane)))
-            before = counts[cutlass.max(expert, 0)]
-            ranks[i] = before + earlier
-            cute.arch.sync_warp()
-            if expert >= 0 and earlier == 0:
-                counts[expert] = before + Int32(cute.arch.popc(same))
-            cute.arch.sync_warp()
-    return ranks
+        if held[i] >= 0:
+            cute.arch.atomic_add(counts.iterator + held[i], Int32(1), sem="relaxed", scope="cta")
 
 
 @cute.jit
-def place_routes(
-    held: cute.Tensor,
-    ranks: cute.Tensor,
-    first: Int32,
-    end: Int32,
-    before: cute.Tensor,
-    starts: cute.Tensor,
-    route_row: cute.Tensor,
-    row_token: cute.Tensor,
-    lane: Int32,
-    k: cutlass.Constexpr[int],
-) -> None:
-    """Give this lane's routes their rows: ``starts`` + ``before`` (shared memory, i32 [experts]) + ``ranks``.
+def rank_route(expert: Int32, counts: cute.Tensor, lane: Int32) -> Int32:
+    """How many routes of the warp's lanes before this one have its expert; all lanes call, -1 is no route.
 
-    Writes each route's row to ``route_row`` (flat; -1 where there is no route) and its token to ``row_token``.
+    Sets the warp's own ``counts`` (shared memory, i32 [experts], zeros) to how many of them each expert has.
     """
-    for i in cutlass.range_constexpr(cute.size(held)):
-        route = first + 32 * i + lane
-        if route < end:
-            row = Int32(-1)
-            if held[i] >= 0:
-                row = starts[held[i]] + before[held[i]] + ranks[i]
-                row_token[row] = route // k
-            route_row[route] = row
+    same = Uint32(cute.arch.match_sync(ALL_LANES, expert))
+    earlier = Int32(cute.arch.popc(same & _earlier(lane)))
+    if expert >= 0 and earlier == 0:
+        counts[expert] = Int32(cute.arch.popc(same))
+    return earlier
 
 
 def _earlier(lane: Int32) -> Uint32:

@@ -83,13 +83,17 @@ def quantize_sums_mxfp4(
     for k in cutlass.range_constexpr(3):
         pairs = [max_u16x2(pair, cute.arch.shuffle_sync_bfly(pair, offset=1 << k)) for pair in pairs]
     scale = permute_bytes(pairs[0], pairs[1], Uint32(0x6420))  # the four lower bytes
-    scaled = []
+    scaled = cute.make_rmem_tensor((16,), Float32)
     for j in cutlass.range_constexpr(4):
         # Of code 255 the scale says that the codes mean nothing, whatever is made of them here.
         inverse = (Uint32(254) - (scale >> Uint32(8 * j) & Uint32(0xFF)) << Uint32(23)).bitcast(Float32)
         values = scaled_by(fours[j], factors[j % 2] * inverse)
-        scaled += [values[i] for i in range(4)]
-    a, b = [fp4_codes.encode_e2m1x8(scaled[i : i + 8], native) for i in (0, 8)]
+        for i in cutlass.range_constexpr(4):
+            scaled[4 * j + i] = values[i]
+    # Only a block with a NaN has numbers beyond its scale: infinities.
+    if cutlass.const_expr(not native):
+        _clamp_if(scaled, (pairs[0] | pairs[1]) & Uint32(0x01000100))
+    a, b = [fp4_codes.encode_e2m1x8([scaled[first + i] for i in range(8)], native, clamped=True) for first in (0, 8)]
     # Two bytes of each block: an even lane takes its neighbour's of blocks 0 and 2, an odd one those of 1 and 3.
     even = lane % 2 == 0
     other = permute_bytes(a, b, Uint32(0x7632) if even else Uint32(0x5410))
@@ -97,6 +101,14 @@ def quantize_sums_mxfp4(
     low = permute_bytes(a, other, Uint32(0x5410) if even else Uint32(0x3254))
     high = permute_bytes(b, other, Uint32(0x7610) if even else Uint32(0x3276))
     return [in_register(low), in_register(high)], in_register(scale)
+
+
+@cute.jit
+def _clamp_if(values: cute.Tensor, wanted: Uint32) -> None:
+    """Clamp a fragment to ±6, NaN as well, where ``wanted`` is not zero."""
+    if wanted != 0:
+        for i in cutlass.range_constexpr(cute.size(values)):
+            values[i] = cute.arch.fmin(values[i], Float32(fp4_codes.E2M1_MAX), abs=True)
 
 
 @cute.jit

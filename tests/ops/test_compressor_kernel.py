@@ -60,19 +60,36 @@ def test_it_compiles_to_what_was_predicted(built: dict[str, BuildResult], name: 
     builds.takes_what_was_predicted(built[name])
     made = builds.manifest(built[name])
     assert made.launches[0].cluster[0] == made.config["cluster"]
-    assert ("griddepcontrol.wait" in builds.ptx(built[name])) == made.variant["pdl"]
+    # Rows of state in a launch of their own wait for the entries in either variant.
+    waiting = {kernel for kernel, text in kernels(built[name]).items() if "griddepcontrol.wait" in text}
+    assert waiting == ({"compressor_kernel", "state_kernel"} if made.variant["pdl"] else {"state_kernel"})
+
+
+def kernels(result: BuildResult) -> dict[str, str]:
+    """The PTX of both kernels by what their functions are called."""
+    texts = builds.ptx(result).split(".entry")[1:]
+    return {name: text for text in texts for name in ("compressor_kernel", "state_kernel") if name in text[:200]}
 
 
 def test_rows_are_read_and_kept_16_bytes_at_a_time(built: dict[str, BuildResult]) -> None:
     for name in CONFIGURATIONS:
-        text = builds.ptx(built[name])
-        assert builds.widths(text, "ld.global") <= {"v4.b32", "v2.b64", "b32", "b64"}  # b32, b64: numbers of one row
-        assert len(re.findall(r"\bld\.global\.(?:b32|b64)", text)) == 3
-        assert {"v4.b32", "v2.b64"} & builds.widths(text, "st.global")
+        for kernel, text in kernels(built[name]).items():
+            assert builds.widths(text, "ld.global") <= {"v4.b32", "v2.b64", "b32", "b64"}
+            single = len(re.findall(r"\bld\.global\.(?:b32|b64)", text))  # numbers of one row
+            assert single == (3 if kernel == "compressor_kernel" else 2)
+            assert {"v4.b32", "v2.b64"} & builds.widths(text, "st.global")
+
+
+def test_ctas_of_an_entry_tell_each_other_words_without_a_fence(built: dict[str, BuildResult]) -> None:
+    for name, (_, _, _, _, config) in CONFIGURATIONS.items():
+        text = kernels(built[name])["compressor_kernel"]
+        several = config.get("cluster", 1) > 1
+        assert text.count("st.async") == int(several)
+        assert text.count("barrier.cluster.arrive.relaxed") == text.count("barrier.cluster.arrive") == int(several)
 
 
 def test_the_plan_and_the_parameters_are_read_before_the_launch_before_has_ended(built: dict[str, BuildResult]) -> None:
-    keeping, entry, *_ = builds.ptx(built["csa"]).split("griddepcontrol.wait")
+    keeping, entry, *_ = kernels(built["csa"])["compressor_kernel"].split("griddepcontrol.wait")
     assert keeping.count("ld.global") == 2  # a row of the state and a phase
     # After that wait kv, score and ape of a token; then one row of the pool, two slots' rows, fresh and stored, their
     # ape, the norm, cosines and sines.
@@ -249,7 +266,7 @@ def test_an_emitted_file_has_nothing_that_its_configuration_does_not_take() -> N
     entries = emit(plan(OP, "sm_90a", dims={"m": 128})).text
     assert "SmemAllocator" not in keys and "CLUSTER" not in keys and "hadamard_row" in keys
     assert "merge_over_warp" not in entries and "hadamard_row" not in entries and "ENTRIES_PER_CTA" not in entries
-    assert all(len(text.splitlines()) < 300 for text in (keys, entries))
+    assert all(len(text.splitlines()) < 330 for text in (keys, entries))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +14,8 @@ from dsv4.generator.verify import cases, judge
 from tests.ops.builds import build_all, findings, ptx, takes_what_was_predicted
 
 ARCHS = ("sm_90a", "sm_100a")
-# E, k, align_m, pdl, warps; none is a default kernel
-SHAPES = {"few experts": (16, 6, 8, True, 32), "two of many": (200, 2, 1, False, 16)}
+# E, k, align_m, pdl, warps, few_routes, few_chunk; none is a default kernel
+SHAPES = {"few experts": (16, 6, 8, True, 32, 4096, 256), "two of many": (200, 2, 1, False, 16, 8192, 128)}
 
 
 @pytest.fixture(scope="module", params=ARCHS)
@@ -25,9 +26,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             request.param,
             dims={"E": experts, "k": k, "align_m": align},
             variant={"pdl": pdl},
-            config={"warps": warps},
+            config={"warps": warps, "few_routes": few, "few_chunk": chunk},
         )
-        for experts, k, align, pdl, warps in SHAPES.values()
+        for experts, k, align, pdl, warps, few, chunk in SHAPES.values()
     ]
     return dict(zip(SHAPES, build_all(plans, tmp_path_factory.mktemp("offsets")), strict=True))
 
@@ -35,8 +36,15 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_takes_what_was_predicted(built: dict[str, BuildResult], shape: str) -> None:
     takes_what_was_predicted(built[shape])
-    assert ("griddepcontrol" in ptx(built[shape])) == SHAPES[shape][3]
-    assert "atom" not in ptx(built[shape])  # nothing that depends on who comes first
+    text, pdl = ptx(built[shape]), SHAPES[shape][3]
+    # The launch behind count_kernel waits for it in either variant.
+    assert text.count("griddepcontrol.wait") == (3 if pdl else 1)
+    # Nothing depends on who comes first: what was there before an addition is never looked at.
+    kernels = [kernel for kernel in text.split(".entry")[1:] if "atom" in kernel]
+    assert len(kernels) == 3
+    for kernel in kernels:
+        for register in re.findall(r"\batom\S*\s+(%r\d+),", kernel):
+            assert len(re.findall(rf"{register}\b", kernel)) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
