@@ -1,4 +1,5 @@
-"""Which configuration to try next: seeds first, then what a sampler proposes, made to fit.
+"""Which configuration to try next: seeds first, then what a sampler proposes, made to fit. With ``tpe`` every second
+one is a step from the best that is known.
 
 Proposals cost a millisecond and are made in a study in memory; what a sampler proposes outside the space is moved to
 the nearest configuration inside, so that nothing impossible and nothing twice is ever claimed, compiled or counted.
@@ -21,6 +22,7 @@ from dsv4.generator.resources import Refused
 from dsv4.runtime.artifact import canonical_json
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.space import Config, Space
+from dsv4.tuner.steps import Steps
 from dsv4.tuner.target import rank, ranked
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes", "gp")
@@ -64,6 +66,8 @@ class Proposer:
         self._rng = random.Random(seed)
         self._one: Callable[[], Config | None]
         self._mirror: _Mirror | None = None
+        self._steps: Steps | None = None
+        self._is_step_next = True
         if sampler == "random":
             self._one = self._draw
         elif sampler == "grid":
@@ -72,18 +76,25 @@ class Proposer:
         else:
             self._mirror = _Mirror(self.encoding, sampler, seed)
             self._one = self._from_sampler
+        if sampler == "tpe":
+            self._steps = Steps(space, self.encoding, default.config, seed)
 
     def learn(self, seen: Iterable[Seen]) -> None:
         """Outcomes that this object has not been told before, whoever measured them."""
-        if self._mirror is not None:
-            for each in seen:
-                self._mirror.finished(each)
+        if self._mirror is None:
+            return
+        for each in seen:
+            self._mirror.finished(each)
+            if self._steps is not None and each.us is not None and each.rounds >= each.of:
+                self._steps.learn(each.config, each.us)
 
     def next(self, taken: Set[str]) -> KernelPlan | None:
         """A configuration that fits and whose key (``canonical_json``) is not in ``taken``; None if none is left."""
         for config in self._seeds:
             if self._is_free(config, taken) and (plan := self._fits(config)) is not None:
                 return self._chosen(plan)
+        if (plan := self._step(taken)) is not None:
+            return self._chosen(plan)
         crowded = 2 * len(taken) > self.space.tally().allowed  # most proposals would be known
         for _ in range(2 if crowded else MISSES_MAX):
             wanted = self._one()
@@ -93,6 +104,16 @@ class Proposer:
                 return self._chosen(plan)
         left = next((plan for plan in self._nearest_first() if canonical_json(plan.config) not in taken), None)
         return None if left is None else self._chosen(left)
+
+    def _step(self, taken: Set[str]) -> KernelPlan | None:
+        """Every second time a step from the best, while there is one that is free."""
+        self._is_step_next = not self._is_step_next
+        if self._steps is None or self._is_step_next:
+            return None
+        for config in self._steps:
+            if self._is_free(config, taken) and (plan := self._fits(config)) is not None:
+                return plan
+        return None
 
     def _is_free(self, config: Config, taken: Set[str]) -> bool:
         key = canonical_json(config)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec import SpecError
 from dsv4.runtime.artifact import canonical_json
 from dsv4.runtime.cache import KernelCache
@@ -45,17 +46,25 @@ def neighbours(cache: KernelCache, target: Target) -> list[Config]:
     return list(found.values())[:SEEDS_MAX]
 
 
-def predicted(target: Target, sizes: Sequence[Sizes], device: str = "") -> list[Config]:
+def predicted(
+    target: Target,
+    sizes: Sequence[Sizes],
+    device: str = "",
+    *,
+    without: str | None = None,
+    begin: KernelPlan | None = None,
+) -> list[Config]:
     """The configurations that the cost model expects to be the fastest at ``sizes`` on the GPU called ``device``, the
-    default left out, and of those that it cannot tell apart the one nearest to the default alone.
+    default left out, and of those that it cannot tell apart the one nearest to the default alone. ``without``: by what
+    was calibrated on all operators but this one; ``begin`` stands in the default's place.
 
     None where it does not know the operator, or a size that the operator's workload leaves open.
     """
     if target.op not in known_ops():
         return []
-    predictor = Predictor(target.op, sizes, rates(target.arch, device), shipped().of())
+    predictor = Predictor(target.op, sizes, rates(target.arch, device), shipped().of(without=without))
     try:
-        default = predictor.predict(target.default())
+        default = predictor.predict(begin or target.default())
         ranked = predictor.rank(target.space(), default.plan, pool_max=PREDICTED_POOL)
     except SpecError:
         return []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from dsv4.generator.console import UsageError
 from dsv4.runtime.artifact import canonical_json
 from dsv4.tuner import fake
+from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.propose import Proposer, Seen
+from dsv4.tuner.steps import Steps, steps_from
 from dsv4.tuner.target import Target, ranked
 
 TARGET = Target("rms_norm", "sm_90a", dims={"d": 512}, pinned={"opt_level": 3, "rows_in_flight": 1})
@@ -104,7 +108,9 @@ def test_failures_and_slow_ones_teach_the_sampler_to_keep_away(space):
         fails = plan.config["kv_stage"] in (1, 4)
         bad.append(fails)
         proposer.learn([Seen(plan.config, None if fails else 10.0, rounds=1 if len(taken) % 3 else 2, of=2)])
-    assert sum(bad[30:]) < sum(bad[:30]) and sum(bad[30:]) <= 8, bad
+    rng = random.Random(0)
+    by_chance = sum(wide.draw(rng)["kv_stage"] in (1, 4) for _ in range(300)) / 10  # of 30, as the later ones are
+    assert sum(bad[30:]) < 0.7 * by_chance and sum(bad[30:]) <= 8, (by_chance, bad)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +125,49 @@ def test_samplers_that_do_not_exist_or_apply(sampler, held, words):
     target = Target("fmha", "sm_90a", dims={"D": 64}, pinned=held)
     with pytest.raises(UsageError, match=words):
         Proposer(target.space(), target.default(), sampler, 0)
+
+
+def test_steps_change_one_tunable_by_a_place_or_a_factor_of_two(space):
+    start = {"threads_per_row": 64, "rows_per_cta": 2, "rows_in_flight": 1, "shuffle_lanes": 32, "opt_level": 3}
+    steps = list(steps_from(space, Encoding(space), start))
+    every = {canonical_json(config) for config in space.in_order()}
+    assert steps and all(canonical_json(step) in every and step != start for step in steps)
+    rows = {step["rows_per_cta"] for step in steps if step["threads_per_row"] == 64 and step["shuffle_lanes"] == 32}
+    assert rows == {1, 4}  # 8 is two places away
+    assert not any(step["opt_level"] == 2 for step in steps)  # it is pinned
+
+
+def test_every_second_proposal_is_a_step_from_the_best_until_there_is_none_left(space, plans):
+    encoding, default = Encoding(space), TARGET.default().config
+    search = proposer(space)
+    assert search.next(set()).config == default
+    search.learn([Seen(default, 5.0)])
+    best = max(plans, key=lambda plan: len(list(steps_from(space, encoding, plan.config)))).config
+    search.learn([Seen(best, 1.0)])
+    around = {canonical_json(step) for step in steps_from(space, encoding, best)}
+    taken = {canonical_json(default), canonical_json(best)}
+    order = []
+    for _ in range(2 * len(around)):
+        order.append(canonical_json(search.next(taken | set(order)).config))
+    assert all(key in around for key in order[::2][: len(around) // 2]), "at first each of them is free"
+    assert around <= set(order) | taken
+
+
+def test_what_was_given_up_as_slow_is_no_place_to_step_from(space):
+    search = proposer(space)
+    search.learn([Seen(TARGET.default().config, 5.0)])
+    before = list(search._steps)
+    search = proposer(space)
+    search.learn([Seen(TARGET.default().config, 5.0), Seen(before[0], 1.0, rounds=1, of=2)])
+    assert list(search._steps) == before
+
+
+def test_steps_are_given_once_and_begin_at_the_start(space):
+    default = TARGET.default().config
+    steps = Steps(space, Encoding(space), default, seed=3)
+    first = list(steps)
+    assert {canonical_json(each) for each in first} == {
+        canonical_json(each) for each in steps_from(space, Encoding(space), default)
+    }
+    steps.learn(default, 2.0)
+    assert not list(steps)

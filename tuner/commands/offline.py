@@ -83,6 +83,14 @@ def replay_study(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Searches of each sampler.")] = 20,
     within: Annotated[float, typer.Option("--within", min=0.0, help="Percent of the best to be found.")] = 2.0,
     shape: Annotated[str | None, typer.Option("--shape", help="By the times at this one of its shapes alone.")] = None,
+    predicted: Annotated[
+        bool,
+        typer.Option("--predicted", help="Try first what the cost model, calibrated without the operator, expects."),
+    ] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Configurations that are tried before any counts.")] = 1,
+    anywhere: Annotated[
+        bool, typer.Option("--anywhere", help="Begin at a random configuration, not the default.")
+    ] = False,
     op: select.Op = None,
     arch: select.Arch = None,
     storage: options.Storage = None,
@@ -110,7 +118,18 @@ def replay_study(
     def progress(sampler: str, seed: int) -> None:
         err.print(f"{sampler}: search {seed + 1} of {seeds}", markup=False)
 
-    scores = replay(recorded, samplers, seeds=seeds, within=within / 100, progress=progress)
+    starts = []
+    if predicted:
+        from dsv4.tuner import seeds as sources
+
+        device = str(report.about["device"]["name"])
+        starts = sources.predicted(
+            recorded.target, report.about["sizes"], device, without=recorded.target.op, begin=recorded.begin()
+        )
+    scores = replay(
+        recorded, samplers, seeds=seeds, within=within / 100, starts=starts, batch=batch, anywhere=anywhere,
+        progress=progress,
+    )  # fmt: skip
     if json:
         print_json({"study": report.study, "weakness": weak, "scores": [asdict(score) for score in scores]})
         return

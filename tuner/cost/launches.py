@@ -81,7 +81,8 @@ class Clusters(Strict):
 
 
 class ChipRates(Strict):
-    """Rates of one chip that ``specs/archs`` does not have; those per cycle are of one SM."""
+    """Rates of one chip that ``specs/archs`` does not have; those per cycle are of one SM, but for the CTAs that the
+    chip starts."""
 
     clock_ghz: Rate
     issue_per_cycle: Rate
@@ -89,6 +90,7 @@ class ChipRates(Strict):
     mma_sync_share: Rate
     smem_bytes_per_cycle: Rate
     l2_bytes_per_cycle: Rate
+    ctas_per_cycle: Rate
     clusters: Clusters
 
 

@@ -2,12 +2,13 @@
 
     t = launches · launch + Σ (chain of one CTA + limits)
 
-A CTA's chain is what follows one after another in it (trips to memory, barriers, dependent cycles). The limits are HBM,
-bytes in flight (Little's law), the SMs' ports to the L2, tensor cores, exponentials, issue slots and shared memory,
-each at its rate times a calibrated efficiency; those of an SM for the busiest one, so that a wave that is not full, an
-odd number of tiles and padding count; and what one warp takes for its instructions, however few others there are. To
-these belongs what further waves or units of the same slot take one after another; the fewer CTAs an SM holds, the more
-of it is in the open. A p-norm joins them: none hides another one fully.
+A CTA's chain is what follows one after another in it (trips to memory, barriers, dependent cycles, and where it loads
+all that it needs at once, the instructions of a thread). The limits are HBM, bytes in flight (Little's law), the SMs'
+ports to the L2, tensor cores, exponentials, issue slots and shared memory, each at its rate times a calibrated
+efficiency; those of an SM for the busiest one, so that a wave that is not full, an odd number of tiles and padding
+count; of a CTA that loads in a loop what one warp takes for its instructions, however few others there are; and how
+many CTAs the chip can start. To these belongs what further waves or units of the same slot take one after another;
+the fewer CTAs an SM holds, the more of it is in the open. A p-norm joins them: none hides another one fully.
 
 The coefficients are few and belong to a chip's generation, not to operators. They have priors, so that a fit in which
 nothing says anything about one leaves it where it was.
@@ -25,7 +26,7 @@ from dsv4.tuner.cost.launches import chip_rates, device_rates
 JOIN_POWER = 4.0
 EXPOSED_POWER = 2
 """Of the chains of further waves and units, 1 / resident^2 is in the open: then all CTAs of an SM wait at once."""
-LIMITS = ("hbm", "in_flight", "l2", "mma", "exp2", "issue", "smem", "serial")
+LIMITS = ("hbm", "in_flight", "l2", "mma", "exp2", "issue", "smem", "serial", "ctas")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ NAMES = tuple(each.name for each in fields(Coefficients))
 
 @dataclass(frozen=True)
 class Rates:
-    """One chip's rates in units a microsecond; those of an SM for a single one."""
+    """One chip's rates in units a microsecond; those of an SM for a single one. ``ctas``: that the chip starts."""
 
     hbm_bytes: float
     l2_bytes: float
@@ -67,6 +68,7 @@ class Rates:
     instructions: float
     smem_bytes: float
     cycles: float
+    ctas: float
 
 
 def rates(arch: str, device: str = "") -> Rates:
@@ -85,6 +87,7 @@ def rates(arch: str, device: str = "") -> Rates:
         instructions=more.issue_per_cycle.value * cycles,
         smem_bytes=more.smem_bytes_per_cycle.value * cycles,
         cycles=cycles,
+        ctas=more.ctas_per_cycle.value * cycles,
     )
 
 
@@ -116,7 +119,8 @@ def predict(launches: Sequence[LaunchCounts], chip: Rates, coefficients: Coeffic
 
 def _chain_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
     waits = each.trips * c.trip_us + each.syncs * c.sync_us + each.cluster_syncs * c.cluster_us
-    return waits + each.cycles / chip.cycles
+    alone = 0.0 if each.in_flight else each.of_a_thread * c.instruction_cycles  # nothing is loaded behind them
+    return waits + (each.cycles + alone) / chip.cycles
 
 
 def _turn_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
@@ -137,14 +141,15 @@ def _limits_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> dict[str, fl
         "exp2": each.exp2 * each.share / (chip.exp2 * c.exp2_share),
         "issue": each.instructions * each.share / (chip.instructions * c.issue_share),
         "smem": each.smem_bytes * each.share / (chip.smem_bytes * c.smem_share),
-        "serial": each.of_a_thread * each.waves * c.instruction_cycles / chip.cycles,
+        "serial": each.of_a_thread * each.waves * c.instruction_cycles / chip.cycles if each.in_flight else 0.0,
+        "ctas": each.ctas / chip.ctas,
     }
 
 
 def _joined(each: LaunchCounts, limits: dict[str, float], further_us: float) -> float:
     values = list(limits.values())
     if not each.overlap:  # of one SM, products, exponentials and instructions take turns
-        hidden = ("hbm", "in_flight", "l2", "smem", "serial")
+        hidden = ("hbm", "in_flight", "l2", "smem", "serial", "ctas")
         values = [limits[name] for name in hidden]
         values.append(sum(us for name, us in limits.items() if name not in hidden))
     values.append(further_us)

@@ -166,11 +166,12 @@ def transfers(reports: Sequence[Recorded]) -> list[Transfer]:
     for number, first in enumerate(reports):
         for second in reports[number + 1 :]:
             if first.question == second.question and first.device != second.device:
-                found.append(_transfer(first, second))
+                found.append(transfer(first, second))
     return [each for each in found if each is not None]
 
 
-def _transfer(first: Recorded, second: Recorded) -> Transfer | None:
+def transfer(first: Recorded, second: Recorded) -> Transfer | None:
+    """How far the times of ``first`` tell those of ``second``; None where they share no configuration."""
     one, other = first.times_us(), second.times_us()
     both = [key for key in one if key in other]
     if not both:

@@ -1,0 +1,70 @@
+"""Terms of the cost model that came from sweeps of whole spaces: CTAs that the chip starts, instructions that nothing
+hides, loads that registers keep from being under way, work that one CTA is left with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dsv4.tuner.cost.counts import LaunchCounts, count
+from dsv4.tuner.cost.model import Coefficients, Prediction, predict, rates
+from dsv4.tuner.target import Target
+
+CHIP = rates("sm_90a")
+QUANTIZE = Target("quantize", "sm_90a", dims={"K": 4096})
+SWIGLU = Target("swiglu_quant", "sm_90a")
+
+
+def one(target: Target, sizes: dict[str, int], **config) -> LaunchCounts:
+    (counts,) = count(target.planner().plan({**target.default().config, **config}), sizes)
+    return counts
+
+
+def predicted(*launches: LaunchCounts) -> Prediction:
+    return predict(launches, CHIP, Coefficients())
+
+
+def test_a_grid_of_small_ctas_is_bound_by_how_fast_the_chip_starts_them():
+    small = one(QUANTIZE, {"T": 8192}, row_parts=32, threads_per_part=32, rows_per_cta=1)
+    assert small.ctas == 32 * 8192
+    found = predicted(small)
+    assert found.bound == "ctas" and found.us == pytest.approx(small.ctas / CHIP.ctas, rel=0.1)
+    assert predicted(replace(small, ctas=small.ctas // 8)).us < 0.5 * found.us
+
+
+def test_instructions_follow_the_loads_where_all_are_loaded_at_once():
+    counts = one(QUANTIZE, {"T": 64})
+    assert counts.in_flight is None
+    alone, more = (predicted(replace(counts, of_a_thread=number)).us for number in (100, 1100))
+    assert more - alone == pytest.approx(1000 * Coefficients().instruction_cycles / CHIP.cycles)
+    looping = replace(counts, in_flight=1e6)  # a pipeline hides most of them under its limits
+    less, same = (predicted(replace(looping, of_a_thread=number)).us for number in (100, 200))
+    assert 0 < same - less < 0.3 * 100 * Coefficients().instruction_cycles / CHIP.cycles
+
+
+@pytest.mark.parametrize(
+    ("target", "config", "trips"),
+    [
+        (QUANTIZE, {"row_parts": 4, "threads_per_part": 128}, 1),
+        (QUANTIZE, {"row_parts": 1, "threads_per_part": 64}, 2),
+        (SWIGLU, {"row_parts": 2, "threads_per_part": 128}, 1),
+        (SWIGLU, {"row_parts": 2, "threads_per_part": 32}, 3),
+    ],
+)
+def test_few_registers_make_loads_wait_for_one_another(target, config, trips):
+    assert one(target, {"T": 64}, rows_per_cta=1, **config).trips == trips
+
+
+def test_the_routers_last_cta_has_the_more_to_add_up_the_more_ctas_share_the_columns():
+    router = Target("router", "sm_90a")
+    few, many = (one(router, {"T": 16}, k_splits=splits, warps=8, opt_level=2) for splits in (4, 8))
+    assert many.cycles - few.cycles == 4 * 4 * router.default().dims["E"] * 16 / 64
+    assert one(router, {"T": 16}, k_splits=4, warps=4).trips > few.trips  # more tokens a warp, one after another
+
+
+def test_of_decoding_sequences_few_complete_an_entry():
+    target = Target("compressor", "sm_90a", dims={"m": 128, "D": 512})
+    few, more = (count(target.default(), {"T": tokens})[0] for tokens in (1, 64))
+    rows = 64 * 128 * 512 * 8  # what 64 entries would be made of, in f32
+    assert more.hbm_bytes < 0.1 * rows and more.of_a_thread < few.of_a_thread  # most CTAs leave at once
