@@ -91,6 +91,7 @@ def gather(
     16·w + i of the tile counts. A tile without a key to come costs as much as another.
     """
     slot, phase = Int32(0), Int32(0)
+    own_empty = empty + warp // 2  # of the half of a slot that this warp fills
     own_key = warp * WARP_KEYS + (lane & (WARP_KEYS - 1))
     kv_start = work.kv.iterator.toint() + Int64(lane * PIECE_BYTES)
     kv_stride, q_stride = Int64(work.kv.stride[0]) * 2, Int64(work.q.stride[1]) * 2
@@ -102,7 +103,7 @@ def gather(
         next_keys = keys_of(work, item + work.step)
         tiles = tiles_of(keys)
         token, first_head = item // work.head_blocks, item % work.head_blocks * ROWS
-        cute.arch.mbarrier_wait(empty + slot, phase ^ 1)
+        cute.arch.mbarrier_wait(own_empty + 2 * slot, phase ^ 1)
         q_start = (work.q.iterator + work.q.layout((token, first_head, 0))).toint() + Int64(lane * PIECE_BYTES)
         row = own_key if own_key < work.heads - first_head else Int32(-1)
         copy_rows(q_start, q_stride, row, keys_address + slot * TILE_BYTES, warp, lane)
@@ -120,7 +121,7 @@ def gather(
             else:
                 number = load_number(work, item + work.step, own_key)
             bits = Uint32(cute.arch.vote_ballot_sync(row >= 0)) & Uint32((1 << WARP_KEYS) - 1)
-            cute.arch.mbarrier_wait(empty + slot, phase ^ 1)
+            cute.arch.mbarrier_wait(own_empty + 2 * slot, phase ^ 1)
             copy_rows(kv_start, kv_stride, row, keys_address + slot * TILE_BYTES, warp, lane)
             cute.arch.cp_async_mbarrier_arrive_noinc(keys_full + slot)
             if lane == 0:

@@ -24,6 +24,9 @@ SCORE_BARRIER = 1
 """Named barrier of this warpgroup (0 is the CTA's own)."""
 TURNS_AT_ONCE = 12
 """Pieces of Q that a thread has on their way from one place in shared memory to the other."""
+STEPS = HEAD_DIM // 16
+PORTIONS = (10, 20, 26)
+"""Of the products of a tile, how many are issued before each row's exponentials, and before P is stored."""
 
 
 class Messages(NamedTuple):
@@ -78,6 +81,16 @@ def take_q(
     cute.arch.barrier(barrier_id=SCORE_BARRIER, number_of_threads=128)
 
 
+class State(NamedTuple):
+    """Of a thread's two rows: ``top``, the largest score, and ``row_max``, which P and ``row_sum`` refer to."""
+
+    row_max: cute.Tensor
+    row_sum: cute.Tensor
+    top: cute.Tensor
+    scale_log2: Float32
+    rescale_above: int
+
+
 class Scores(NamedTuple):
     """What S = Q·Kᵀ of a tile is made of: the operands, ``acc``, where the tensor cores put it, and ``own``, a copy.
 
@@ -109,13 +122,17 @@ def score(
     messages: cutlass.Constexpr,
     row_max: cute.Tensor,
     row_sum: cute.Tensor,
+    top: cute.Tensor,
     thread: Int32,
     slots: cutlass.Constexpr[int],
+    rescale_above: cutlass.Constexpr[int],
 ):
     """P and factors of ``tiles`` tiles to the warpgroups of O; m (unscaled) and this thread's part of l.
 
     ``slot`` and ``phase`` in the ring ``keys`` (64, 512, slot) and ``message``, the phase of the messages, are returned
-    as they are after them. The product of a tile is issued before the softmax of the one before it.
+    as they are after them. ``top`` becomes the largest score of each row; ``row_max``, which the sums refer to, follows
+    it when it has grown by more than ``rescale_above`` (in powers of two of P). The products of a tile are issued while
+    the softmax of the one before it is worked out.
     """
     mma_rs = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
     mma_ss = sm90_wgmma.tiled_mma_ss(TILE_KEYS)
@@ -127,27 +144,25 @@ def score(
     )
     assert cute.size(parts.keys, mode=[2]) == HEAD_DIM // 16, parts.keys.shape
     row_max.fill(-Float32.inf)
+    top.fill(-Float32.inf)
     row_sum.fill(0.0)
+    state = State(row_max, row_sum, top, scale_log2, rescale_above)
     if tiles > 0:
         issue_products(parts, slot, phase)
         warpgroup.wait_group(0)
-        parts.own.store(parts.acc.load())
-        hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+        hand_over(parts, slot, message, is_key, messages, state, thread)
         message ^= 1
         slot, phase = sm90_ring.next_position(slot, phase, slots)
     if tiles > 1:
         issue_products(parts, slot, phase)
         warpgroup.wait_group(0)
         for _ in cutlass.range(tiles - 2, unroll=1):
-            parts.own.store(parts.acc.load())
             following, next_phase = sm90_ring.next_position(slot, phase, slots)
-            issue_products(parts, following, next_phase)
-            hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+            hand_over(parts, slot, message, is_key, messages, state, thread, (following, next_phase))
             warpgroup.wait_group(0)
             message ^= 1
             slot, phase = following, next_phase
-        parts.own.store(parts.acc.load())
-        hand_over(parts, slot, message, scale_log2, is_key, messages, row_max, row_sum, thread)
+        hand_over(parts, slot, message, is_key, messages, state, thread)
         message ^= 1
         slot, phase = sm90_ring.next_position(slot, phase, slots)
     return slot, phase, message
@@ -156,14 +171,34 @@ def score(
 @cute.jit
 def issue_products(parts: cutlass.Constexpr, slot: Int32, phase: Int32):
     """``acc`` ← Q·Kᵀ of the tile in ``slot`` when it is there, as one group, not waited for."""
+    tile_keys = begin_products(parts, slot, phase)
+    add_products(parts, tile_keys, 0, STEPS)
+    warpgroup.commit_group()
+
+
+@cute.jit
+def begin_products(parts: cutlass.Constexpr, slot: Int32, phase: Int32):
+    """Wait for the keys in ``slot``, before the first product with them; their operand fragments."""
     sm90_ring.wait_full(parts.keys_full, slot, phase)
     cute.arch.fence_view_async_shared()  # the copies of the gathering warps were not of the tensor cores' proxy
-    tile_keys = parts.keys[None, None, None, slot]
-    register_steps = cute.size(parts.q_registers, mode=[2])
     warpgroup.fence()
-    sm90_wgmma.add_products(parts.mma_rs, parts.acc, parts.q_registers, tile_keys, 0, False)
-    sm90_wgmma.add_products(parts.mma_ss, parts.acc, parts.q_operand, tile_keys, register_steps, True)
-    warpgroup.commit_group()
+    return parts.keys[None, None, None, slot]
+
+
+@cute.jit
+def add_products(parts: cutlass.Constexpr, tile_keys, first: cutlass.Constexpr[int], last: cutlass.Constexpr[int]):
+    """Issue steps ``first`` … ``last`` − 1 of Q·Kᵀ, of which step 0 overwrites ``acc``, in the caller's group."""
+    register_steps = cute.size(parts.q_registers, mode=[2])
+    for step in cutlass.range_constexpr(first, last):
+        of_registers = cutlass.const_expr(step < register_steps)
+        mma = parts.mma_rs if cutlass.const_expr(of_registers) else parts.mma_ss
+        atom = cute.make_mma_atom(mma.op)
+        atom.set(warpgroup.Field.ACCUMULATE, step > 0)
+        if cutlass.const_expr(of_registers):
+            q = parts.q_registers[None, None, step]
+        else:
+            q = parts.q_operand[None, None, step - register_steps]
+        cute.gemm(atom, parts.acc, q, tile_keys[None, None, step], parts.acc)
 
 
 @cute.jit
@@ -171,22 +206,54 @@ def hand_over(
     parts: cutlass.Constexpr,
     slot: Int32,
     message: Int32,
-    scale_log2: Float32,
     is_key: cute.Tensor,
     messages: cutlass.Constexpr,
-    row_max: cute.Tensor,
-    row_sum: cute.Tensor,
+    state: cutlass.Constexpr,
     thread: Int32,
+    following=None,
 ):
-    """The softmax of ``own``, the scores of the tile in ``slot``, and its P and factors as a message."""
-    correction = cute.make_rmem_tensor((2,), Float32)
+    """The softmax of ``acc``, the scores of the tile in ``slot``, and its P and factors as a message.
+
+    ``following``: slot and phase of another tile, whose products are issued a few at a time in between, as one group.
+    The warps would do nothing while a whole tile's are taken by the tensor cores.
+    """
+    parts.own.store(parts.acc.load())
+    correction, shifts = cute.make_rmem_tensor((2,), Float32), cute.make_rmem_tensor((2,), Float32)
     rows = sm90_wgmma.rows_of(parts.own)
     hide_absent(rows, is_key[None, slot], thread)
-    softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True)
+    raise_maxima(rows, state, correction, shifts)
+    if cutlass.const_expr(following is not None):
+        tile_keys = begin_products(parts, *following)
+        add_products(parts, tile_keys, 0, PORTIONS[0])
+    for row in cutlass.range_constexpr(2):
+        tile_sum = softmax.exponentiate_row(rows, row, state.scale_log2, shifts[row])
+        state.row_sum[row] = state.row_sum[row] * correction[row] + tile_sum
+        if cutlass.const_expr(following is not None):
+            add_products(parts, tile_keys, PORTIONS[row], PORTIONS[row + 1])
     cute.arch.mbarrier_wait(messages.empty, message ^ 1)
     sm90_wgmma.store_accumulator(parts.own, parts.mma_ss, messages.p, _not_hoisted(thread))
     cute.arch.fence_view_async_shared()
     tell(correction, messages.factors, messages.full, thread)
+    if cutlass.const_expr(following is not None):
+        add_products(parts, tile_keys, PORTIONS[2], STEPS)
+        warpgroup.commit_group()
+
+
+@cute.jit
+def raise_maxima(rows: cute.Tensor, state: cutlass.Constexpr, correction: cute.Tensor, shifts: cute.Tensor):
+    """``top`` with the scores ``rows`` of a tile, and row_max where it is outgrown; ``correction``: the factors of O.
+
+    ``shifts``: what has to be taken from the exponents. P is up to 2^``rescale_above``, and mostly the factors are 1.
+    """
+    for row in cutlass.range_constexpr(2):
+        before = state.row_max[row]
+        highest = softmax.row_maximum(rows, row, state.top[row])
+        state.top[row] = highest
+        grown = (highest - before) * state.scale_log2
+        after = highest if grown > Float32(state.rescale_above) else before
+        state.row_max[row] = after
+        shifts[row] = (Float32(0.0) if after == -Float32.inf else after) * state.scale_log2
+        correction[row] = cute.math.exp2(before * state.scale_log2 - shifts[row], fastmath=True)
 
 
 @cute.jit
@@ -202,6 +269,7 @@ def tell(factors: cute.Tensor, place: cute.Tensor, full: cute.Pointer, thread: I
 def finish(
     row_max: cute.Tensor,
     row_sum: cute.Tensor,
+    top: cute.Tensor,
     normaliser: cute.Tensor,
     sink,
     lse: cute.Tensor,
@@ -223,8 +291,8 @@ def finish(
         total = row_sum[half]
         total = total + cute.arch.shuffle_sync_bfly(total, offset=1)
         total = total + cute.arch.shuffle_sync_bfly(total, offset=2)
-        top = row_max[half]
-        shift = (Float32(0.0) if top == -Float32.inf else top) * scale_log2
+        reference = row_max[half]
+        shift = (Float32(0.0) if reference == -Float32.inf else reference) * scale_log2
         below = total
         if cutlass.const_expr(sink is not None):
             below = total + cute.math.exp2(sink[cutlass.min(row, heads - 1)] * softmax.LOG2_E - shift, fastmath=True)
@@ -232,7 +300,7 @@ def finish(
         if thread & 3 == 0 and row < heads:
             value = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
             lse[row] = empty_lse if total == Float32(0.0) else value
-            max_logits[row] = top * (scale_log2 * softmax.LN_2)
+            max_logits[row] = top[half] * (scale_log2 * softmax.LN_2)
 
 
 @cute.jit

@@ -38,7 +38,11 @@ def add_values(
     thread: Int32,
     slots: cutlass.Constexpr[int],
 ):
-    """Columns 256·part … of O (not normalised) over ``tiles`` tiles; ``slot``, ``phase`` and ``message`` after them."""
+    """Columns 256·part … of O (not normalised) over ``tiles`` tiles; ``slot``, ``phase`` and ``message`` after them.
+
+    Mostly the factors are 1 for all rows of a warp. Each half of a tile's keys is released as soon as its products are
+    done.
+    """
     mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
     thread_mma = mma.get_slice(thread)
     columns = sm90_wgmma.transposed(keys)
@@ -58,15 +62,31 @@ def add_values(
         cute.arch.mbarrier_wait(messages.full, message)
         hear_factors(factor, messages.factors, thread)
         message ^= 1
-        for i in cutlass.range_constexpr(PRODUCTS):
-            softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
-        for i in cutlass.range_constexpr(PRODUCTS):
-            sm90_wgmma.issue(mma, accs_o[i], p, values[i][None, None, None, slot], True)
+        if cute.arch.vote_any_sync((factor[0] != Float32(1.0)) | (factor[1] != Float32(1.0))):
+            for i in cutlass.range_constexpr(PRODUCTS):
+                softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
+        for half in cutlass.range_constexpr(2):
+            warpgroup.fence()
+            for i in cutlass.range_constexpr(PRODUCTS):
+                add_half(mma, accs_o[i], p, values[i][None, None, None, slot], half)
+            warpgroup.commit_group()
+        warpgroup.wait_group(1)
+        sm90_ring.release(empty, 2 * slot)
         warpgroup.wait_group(0)
         sm90_ring.release(messages.empty, 0)
-        sm90_ring.release(empty, slot)
+        sm90_ring.release(empty, 2 * slot + 1)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
     return slot, phase, message
+
+
+@cute.jit
+def add_half(mma: cute.TiledMma, acc, p, values, half: cutlass.Constexpr[int]):
+    """acc += P·V over half of a tile's keys, in the caller's group."""
+    atom = cute.make_mma_atom(mma.op)
+    atom.set(warpgroup.Field.ACCUMULATE, True)
+    steps = cute.size(p, mode=[2]) // 2
+    for step in cutlass.range_constexpr(half * steps, (half + 1) * steps):
+        cute.gemm(atom, acc, p[None, None, step], values[None, None, step], acc)
 
 
 @cute.jit

@@ -11,13 +11,14 @@ from dsv4.emulator.policy import FIXED, starving
 from dsv4.generator.build import BuildResult
 from dsv4.generator.spec import plan
 from dsv4.generator.verify import cases
+from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.ops import sparse_attention_prefill as door
 from dsv4.runtime.reference import sparse_attention_prefill as reference
 from tests.ops import builds as builds
 
 OP, ARCH = "sparse_attention_prefill", "sm_90a"
 # heads, flags, configuration
-CONFIGURATIONS: dict[str, tuple[int, dict[str, bool], dict[str, int]]] = {
+CONFIGURATIONS: dict[str, tuple[int, dict[str, bool], dict[str, Scalar]]] = {
     "64 heads": (64, {"has_length": True, "has_sink": True, "pdl": True}, {}),
 }
 SWEPT = CONFIGURATIONS | {
