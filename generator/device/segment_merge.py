@@ -12,7 +12,10 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from dsv4.generator.device import softmax
-from dsv4.generator.device.vector_io import VECTOR_ELEMENTS, to_float32
+from dsv4.generator.device.vector_io import VECTOR_ELEMENTS
+
+AHEAD = 4
+"""Parts of a row whose values are loaded before the first of them is used."""
 
 
 @cute.jit
@@ -41,33 +44,56 @@ def merged_statistics(lses: cute.Tensor, lane: Int32) -> tuple[Float32, Float32]
 
 
 @cute.jit
-def load_eight(row: cute.Tensor, column: Int32) -> cute.Tensor:
-    """Eight neighbouring numbers of a row (bf16 or float32) from a multiple of eight on, as float32."""
+def load_eight(row: cute.Tensor, column: Int32, held: cute.Tensor, place: cutlass.Constexpr[int]) -> None:
+    """Eight neighbouring numbers of a row (bf16 or float32) from a multiple of eight on, to ``held`` [8, places]."""
     dtype = row.element_type
-    values = cute.make_rmem_tensor((VECTOR_ELEMENTS,), dtype)
     atom = cute.make_copy_atom(cute.nvgpu.CopyG2ROp(), dtype, num_bits_per_copy=128)
     count = cutlass.const_expr(128 // dtype.width)
-    pieces = cute.make_tensor((row.iterator + column).align(16), cute.make_layout((count, VECTOR_ELEMENTS // count)))
-    held = cute.make_tensor(values.iterator, cute.make_layout((count, VECTOR_ELEMENTS // count)))
+    layout = cute.make_layout((count, VECTOR_ELEMENTS // count))
+    pieces = cute.make_tensor((row.iterator + column).align(16), layout)
+    own = cute.make_tensor(held.iterator + place * VECTOR_ELEMENTS, layout)
     for piece in cutlass.range_constexpr(VECTOR_ELEMENTS // count):
-        cute.copy(atom, pieces[None, piece], held[None, piece])
-    if cutlass.const_expr(dtype is not Float32):
-        values = to_float32(values)
-    return values
+        cute.copy(atom, pieces[None, piece], own[None, piece])
 
 
 @cute.jit
 def merge_columns(
-    parts: cute.Tensor, lses: cute.Tensor, shift: Float32, inverse: Float32, column: Int32
+    parts: cute.Tensor,
+    lses: cute.Tensor,
+    shift: Float32,
+    inverse: Float32,
+    lane: Int32,
+    columns: cutlass.Constexpr[int],
 ) -> cute.Tensor:
-    """Eight columns of the merged row, float32: ``parts`` [parts, columns], weights e^(lse − M) · ``inverse``."""
-    total = cute.make_rmem_tensor((VECTOR_ELEMENTS,), Float32)
+    """A lane's columns of the merged row, [8, groups] float32; the weight of a part is e^(lse − M) · ``inverse``.
+
+    A lane has the groups of eight columns lane, lane + 32 and so on. :data:`AHEAD` parts are on their way at a time. A
+    part without keys is not read.
+    """
+    groups = cutlass.const_expr(columns // VECTOR_ELEMENTS)
+    own = cutlass.const_expr((groups + 31) // 32)
+    total = cute.make_rmem_tensor((VECTOR_ELEMENTS, own), Float32)
     total.fill(0.0)
-    for part in cutlass.range(Int32(lses.shape[0]), unroll=1):
-        lse = part_lse(lses, part)
-        if lse != -Float32.inf:
-            weight = cute.math.exp2(lse - shift, fastmath=True) * inverse
-            values = load_eight(parts[part, None], column)
-            for i in cutlass.range_constexpr(VECTOR_ELEMENTS):
-                total[i] = total[i] + values[i] * weight
+    held = cute.make_rmem_tensor((VECTOR_ELEMENTS, AHEAD * own), parts.element_type)
+    lse = cute.make_rmem_tensor((AHEAD,), Float32)
+    count = Int32(lses.shape[0])
+    for first in cutlass.range(0, count, AHEAD, unroll=1):
+        for place in cutlass.range_constexpr(AHEAD):
+            lse[place] = -Float32.inf
+            if first + place < count:
+                lse[place] = part_lse(lses, first + place)
+        for place in cutlass.range_constexpr(AHEAD):
+            if lse[place] != -Float32.inf:
+                row = parts[first + place, None]
+                for number in cutlass.range_constexpr(own):
+                    group = lane + 32 * number
+                    if group < groups:
+                        load_eight(row, VECTOR_ELEMENTS * group, held, place * own + number)
+        for place in cutlass.range_constexpr(AHEAD):
+            if lse[place] != -Float32.inf:
+                weight = cute.math.exp2(lse[place] - shift, fastmath=True) * inverse
+                for number in cutlass.range_constexpr(own):
+                    for i in cutlass.range_constexpr(VECTOR_ELEMENTS):
+                        value = held[i, place * own + number].to(Float32)
+                        total[i, number] = total[i, number] + value * weight
     return total
