@@ -379,13 +379,15 @@ def check_barrier_init(kernel: Listing) -> list[Finding]:
 
 def check_single_issue(kernel: Listing) -> list[Finding]:
     """MMAs, commits, tensor copies and announcements of bytes stand behind a branch on ``elect.sync``, so that one
-    thread of the warp issues them. The branch has to be the last one before, with no label between."""
+    thread of the warp issues them. The branch has to be the last one before, with no label between. Gathers of rows are
+    left out, as copies of single rows are: each lane asks for rows of its own. (The emulator finds a whole warp's.)"""
     elected = {item.operands[0].split("|")[1] for item in kernel.of("elect.sync") if "|" in item.operands[0]}
     refused = {item.operands[0] for item in kernel.of("not.pred") if item.operands[1] in elected}
     targets = set(kernel.labels.values())
     found = []
     for index, item in enumerate(kernel.instructions):
-        if not item.starts("tcgen05.mma.", "tcgen05.commit", "cp.async.bulk.tensor", "mbarrier.arrive.expect_tx"):
+        issued = item.starts("tcgen05.mma.", "tcgen05.commit", "cp.async.bulk.tensor", "mbarrier.arrive.expect_tx")
+        if not issued or ".tile::gather4" in item.opcode:
             continue
         start = index
         while start > 0 and start not in targets and not kernel.instructions[start - 1].starts("bra"):

@@ -93,6 +93,14 @@ class _State:
 _state = _State()
 
 
+def arch_of(device: torch.device) -> str | None:
+    """The arch whose kernels serve ``device``, None where it has none. Of the device ``meta`` that of the GPU here, for
+    which the kernels would be."""
+    if device.type == SHAPES_ONLY and torch.cuda.is_available():
+        return ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability())
+    return ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+
+
 def table(op: str) -> dict[Any, Entry]:
     """The operator's table of entries; the same object for the life of the process."""
     return _state.tables.setdefault(op, {})

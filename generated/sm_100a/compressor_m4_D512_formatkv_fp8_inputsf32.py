@@ -1,7 +1,7 @@
 # Emitted from generator/templates/compressor/compressor.py.j2 for op compressor on sm_100a. Do not edit.
 # dims: m=4, D=512
 # config: cluster=1, slots_per_thread=4, entries_per_cta=1, state_ctas=528, opt_level=3
-# spec sha256: 179340be90e58168367a4d0721c594724ee9f03ebfb28249c58dfa651da28c3e
+# spec sha256: 2f92a140f3608d7a5c8b105fa9a5ed295e045edd1c44e5978bb3657e0851c605
 """Compressed entries of 512 channels from 8 tokens each, and the partial state that a step leaves.
 
 A CTA makes an entry: 64 threads share its channels, eight each, and 2 such groups its slots. Their parts meet
@@ -22,7 +22,12 @@ from dsv4.generator.device.channel_softmax import (
     publish,
 )
 from dsv4.generator.device.compressor_members import load_ape, load_members, load_rows
-from dsv4.generator.device.compressor_state import TOKENS_OF_CTA, keep_tokens, load_plan
+from dsv4.generator.device.compressor_state import (
+    TOKENS_OF_CTA,
+    keep_tokens,
+    keep_tokens_after,
+    load_plan,
+)
 from dsv4.generator.device.page_rows import store_kv_fp8
 from dsv4.generator.device.rms_scale import inverse_rms
 from dsv4.generator.device.rope import load_cos_sin, rotate_row
@@ -68,21 +73,22 @@ def compressor_kernel(
     eps: Float32,
     first_cta: Int32,
     state_ctas: Int32,
-    share: Int32,
     pdl: cutlass.Constexpr[bool],
 ):
     """``products``: kv and score. ``plan``: phase, fresh, stored, entry_rows, state_rows.
 
-    CTAs count from ``first_cta`` on. ``state_ctas`` keep up to ``share`` tokens each, the others make entries.
+    CTAs count from ``first_cta`` on. ``state_ctas`` keep up to 32 tokens each, the others make entries.
     """
     phase, fresh, stored, entry_rows, state_rows = plan
+    if cutlass.const_expr(not pdl):
+        cute.arch.griddepcontrol_launch_dependents()  # state_kernel, which waits for this launch to end
     cta, _, _ = cute.arch.block_idx()
     cta += first_cta
     if cta < state_ctas:
         row, ape_row = load_plan(state_rows, phase, cta, state_ctas)
         if cutlass.const_expr(pdl):
             wait_for_launch_before()
-        keep_tokens(*products, ape, state, row, ape_row, cta, state_ctas, share, THREADS)
+        keep_tokens(*products, ape, state, row, ape_row, cta, state_ctas, THREADS)
     else:
         cta -= state_ctas
         entry = cta
@@ -98,6 +104,22 @@ def compressor_kernel(
             )
         elif cutlass.const_expr(pdl):
             wait_for_launch_before()
+
+
+@cute.kernel
+def state_kernel(
+    products: tuple,
+    ape: cute.Tensor,
+    state: cute.Tensor,
+    plan: tuple,
+    state_ctas: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """Rows of state after the entries of the launch before, which is waited for with or without ``pdl``."""
+    phase, _, _, _, state_rows = plan
+    cta, _, _ = cute.arch.block_idx()
+    row, ape_row = load_plan(state_rows, phase, cta, state_ctas)
+    keep_tokens_after(*products, ape, state, row, ape_row, cta, state_ctas, THREADS, pdl)
 
 
 @cute.jit
@@ -210,31 +232,22 @@ def launch(
     state_ctas = cutlass.max(
         cutlass.min(tokens, STATE_CTAS), (tokens + TOKENS_OF_CTA - 1) // TOKENS_OF_CTA
     )
-    share = (tokens + state_ctas - 1) // cutlass.max(state_ctas, 1)  # tokens of a CTA
     products, plan = (kv, score), (phase, fresh, stored, entry_rows, state_rows)
     # Where tokens may take rows of state that entries read, the entries are made first.
-    split = Int32(0)
-    if apart == 0:
-        split = state_ctas
-    for part in cutlass.range(2):
-        begin = split if part == 0 else Int32(0)
-        end = state_ctas + entry_ctas if part == 0 else split
-        if begin < end:
-            compressor_kernel(
-                products,
-                ape,
-                norm,
-                cos_sin,
-                state,
-                pool,
-                plan,
-                page,
-                eps,
-                begin,
-                state_ctas,
-                share,
-                pdl,
-            ).launch(grid=[end - begin, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl)
+    first = state_ctas if apart == 0 else Int32(0)
+    if first < state_ctas + entry_ctas:
+        compressor_kernel(
+            products, ape, norm, cos_sin, state, pool, plan, page, eps, first, state_ctas, pdl
+        ).launch(
+            grid=[state_ctas + entry_ctas - first, 1, 1],
+            block=[THREADS, 1, 1],
+            stream=stream,
+            use_pdl=pdl,
+        )
+    if first > 0:
+        state_kernel(products, ape, state, plan, state_ctas, pdl).launch(
+            grid=[state_ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=True
+        )
 
 
 def arguments(variant):

@@ -46,6 +46,7 @@ def moe_combine_kernel(
     for i in cutlass.range_constexpr(ROUTES):
         route_lane = lane_of_part(routed[None, i, None], COLUMNS, ROW_PARTS, THREADS, part, lane)
         load_vectors(route_lane[token, None, None], terms[i], COLUMNS, THREADS, lane)
+    cute.arch.sync_warp()
 
     total = rounded_sum(terms)
     out_lane = lane_of_part(out, COLUMNS, ROW_PARTS, THREADS, part, lane)

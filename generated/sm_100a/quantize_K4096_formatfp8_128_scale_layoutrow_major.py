@@ -1,7 +1,7 @@
 # Emitted from generator/templates/quant/quantize.py.j2 for op quantize on sm_100a. Do not edit.
 # dims: K=4096
-# config: row_parts=4, threads_per_part=128, rows_per_cta=1, opt_level=3
-# spec sha256: b00637d2282b76d9eedc5b42454e986e4bcf64c4130e8b7569aed16307037b3f
+# config: row_parts=4, threads_per_part=128, rows_per_cta=2, opt_level=3
+# spec sha256: f2ff3090830c9c41813a8d4af9c6eed455d2a5078de2d3a53bfb35cdd676b84d
 """Rows of 4096 bf16 as E4M3 with an E8M0 scale for each 128 columns.
 
 4 CTAs share a row. 128 threads load 1024 columns 16 bytes at a time and store their codes 8 bytes at a time.
@@ -27,9 +27,10 @@ FORMAT = "fp8_128"
 SCALE_LAYOUT = "row_major"
 ROW = 4096
 ROW_PARTS = 4
-COLUMNS = ROW // ROW_PARTS  # of the part of a row that a CTA works on
+COLUMNS = ROW // ROW_PARTS  # of the part of a row that a group of threads works on
 LANES = 128  # threads that share the part
-THREADS = 128
+ROWS_PER_CTA = 2
+THREADS = 256
 BLOCKS = ROW // BLOCK[FORMAT]
 
 
@@ -42,22 +43,24 @@ def quantize_kernel(
 ):
     thread, _, _ = cute.arch.thread_idx()
     cta, _, _ = cute.arch.block_idx()
-    lane, part, row = thread, cta % ROW_PARTS, cta // ROW_PARTS
+    lane, group = thread % LANES, thread // LANES
+    part, row = cta % ROW_PARTS, cta // ROW_PARTS * ROWS_PER_CTA + group
 
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
         # Not earlier: what the next launch does before its own wait may rely on all launches before this.
         cute.arch.griddepcontrol_launch_dependents()
 
-    values = make_fragment(COLUMNS, LANES, BFloat16)
-    x_lane = lane_of_part(x, COLUMNS, ROW_PARTS, LANES, part, lane)
-    load_vectors(x_lane[row, None, None], values, COLUMNS, LANES, lane)
-    packed, scales = encode_vectors(values, FORMAT)
-    code_lane = packed_lane_of_part(
-        codes, VECTOR_BYTES[FORMAT], COLUMNS, ROW_PARTS, LANES, part, lane
-    )
-    store_packed(packed, code_lane[row, None, None], COLUMNS, LANES, lane)
-    store_scales(scales, scale, SCALE_LAYOUT, BLOCK[FORMAT], COLUMNS, LANES, row, part, lane)
+    if row < x.shape[0]:
+        values = make_fragment(COLUMNS, LANES, BFloat16)
+        x_lane = lane_of_part(x, COLUMNS, ROW_PARTS, LANES, part, lane)
+        load_vectors(x_lane[row, None, None], values, COLUMNS, LANES, lane)
+        packed, scales = encode_vectors(values, FORMAT)
+        code_lane = packed_lane_of_part(
+            codes, VECTOR_BYTES[FORMAT], COLUMNS, ROW_PARTS, LANES, part, lane
+        )
+        store_packed(packed, code_lane[row, None, None], COLUMNS, LANES, lane)
+        store_scales(scales, scale, SCALE_LAYOUT, BLOCK[FORMAT], COLUMNS, LANES, row, part, lane)
 
 
 @cute.jit
@@ -70,7 +73,7 @@ def launch(
     stream,
 ):
     rows = x.shape[0]
-    ctas = rows * ROW_PARTS
+    ctas = cute.ceil_div(rows, ROWS_PER_CTA) * ROW_PARTS
     if ctas > 0:
         quantize_kernel(x, codes, scale, pdl).launch(
             grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl

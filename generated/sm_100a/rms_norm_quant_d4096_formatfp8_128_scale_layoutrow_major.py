@@ -1,7 +1,7 @@
 # Emitted from generator/templates/norm/rms_norm_quant.py.j2 for op rms_norm_quant on sm_100a. Do not edit.
 # dims: d=4096
 # config: threads_per_row=256, rows_per_cta=1, shuffle_lanes=32, opt_level=3
-# spec sha256: 8f396f71a947a4f972f312e3c6dcc877536afff0cf220b1612c16d65a6044c75
+# spec sha256: 3ab736d5fda038a5e991ee517aff71dfe6aef2595fe1ad1d03b5e66901fcbd95
 """RMS norm, y = bf16(w · x / √(mean x² + eps)), and y in E4M3 codes: 256 threads share a row of 4096.
 
 Every thread holds its part of the row and of the weight in registers: x is read once, 16 bytes at a time, and the codes

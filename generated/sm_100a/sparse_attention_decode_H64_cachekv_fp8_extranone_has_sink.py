@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
-# config: splits=0, split_ctas=148, q_tmem_columns=384, pv_n_tile=256, opt_level=3
-# spec sha256: eebc5be1962d5d37ee5dd81239339310735914bf4691ed2d6a6f00c4a89467b3
+# config: splits=0, split_ctas=148, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, opt_level=3
+# spec sha256: 1579cf42558f4a7047896680b75037b64bc1817af814032ff47791a3667fad53
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised

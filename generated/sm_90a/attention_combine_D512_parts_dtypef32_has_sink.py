@@ -50,12 +50,14 @@ def attention_combine_kernel(
         below += cute.math.exp2(sink[head] * softmax.LOG2_E - shift, fastmath=True)
         inverse = Float32(0.0) if total == Float32(0.0) else cute.arch.rcp_approx(below)
         if lane == 0:
-            merged = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
-            lse[token, head] = -Float32.inf if total == Float32(0.0) else merged
-        own_parts, own_out = parts[None, token, head, None], out[token, head, None]
-        for group in cutlass.range(lane, GROUPS, 32, unroll=1):
-            values = to_bf16(merge_columns(own_parts, lses, shift, inverse, 8 * group))
-            store_at((own_out.iterator + 8 * group).toint(), values)
+            row_lse = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
+            lse[token, head] = -Float32.inf if total == Float32(0.0) else row_lse
+        own_out = out[token, head, None]
+        merged = merge_columns(parts[None, token, head, None], lses, shift, inverse, lane, COLUMNS)
+        for number in cutlass.range_constexpr((GROUPS + 31) // 32):
+            group = lane + 32 * number
+            if group < GROUPS:
+                store_at((own_out.iterator + 8 * group).toint(), to_bf16(merged[None, number]))
 
 
 @cute.jit

@@ -1,13 +1,13 @@
 # Emitted from generator/templates/moe/expert_offsets.py.j2 for op expert_offsets on sm_90a. Do not edit.
 # dims: k=6, E=256, align_m=128
-# config: warps=32, opt_level=3
-# spec sha256: eb6b88f7918d2f16f756e3a6bda4a1500bfcf91cd8a85a995a38c946d478ea9f
+# config: warps=32, few_routes=16384, few_chunk=128, opt_level=3
+# spec sha256: 01be715a85a83d3c4cfbcd4b51e219b39a9c357bf02aab548d578aa310a6899c
 """Routes sorted by expert, 256 experts, each one's rows padded to a multiple of 128; the order is stable.
 
-Up to 4096 routes, one launch does all. Every CTA of it counts all routes, so that none has to wait for another; they
-share what there is to write, the padding above all. Beyond, a CTA takes 4096 routes: a launch before counts every
-CTA's, and each CTA adds up what the CTAs before it have. Warps own neighbouring routes, so that sums over warps in
-order give ranks.
+A CTA places a chunk of the routes. For that it needs to know how many of each expert lie before its chunk and how many
+there are. Up to 16384 routes every CTA counts them all, and none has to wait for another. Beyond, a launch before
+counts each 4096 routes, and a CTA adds up what it said and counts only those of its own 4096. Its last part is the
+same: each warp has 32 neighbouring routes, and sums over warps in order give ranks.
 """
 
 import cutlass
@@ -16,18 +16,27 @@ from cutlass import Int32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.memory import SmemAllocator
 
-from dsv4.generator.device.route_ranks import load_routes, place_routes, rank_routes, sum_before
+from dsv4.generator.device.route_ranks import (
+    add_routes,
+    load_routes,
+    rank_route,
+    route_of,
+    sum_before,
+)
 
 VARIANTS = ({"pdl": False}, {"pdl": True})
 
 EXPERTS = 256
 K = 6  # experts a token
 ALIGN = 128  # rows
-ROUTES = 4096  # of a CTA
 WARPS = 32
 THREADS = 1024
-STEPS = ROUTES // THREADS  # routes of a thread at most
-PADDING_CTAS = 32  # of the one launch, a thread a row of padding
+SUPER = 4096  # routes that are counted together where there are many
+FEW_ROUTES = 16384  # that every CTA counts by itself
+FEW_CHUNK = 128  # routes that a CTA places, of few
+CHUNK = THREADS  # of many
+PADDING_CTAS = 32  # of few routes, at least: a thread a row of padding
+BATCH = 8  # routes of a thread that are on their way together
 EXPERT_WARPS = 8
 
 
@@ -35,7 +44,8 @@ EXPERT_WARPS = 8
 class SharedStorage:
     warp_counts: cute.struct.Align[cute.struct.MemRange[Int32, 8192], 16]
     warp_sums: cute.struct.Align[cute.struct.MemRange[Int32, 32], 16]
-    starts: cute.struct.Align[cute.struct.MemRange[Int32, 256], 16]
+    before: cute.struct.Align[cute.struct.MemRange[Int32, 256], 16]
+    totals: cute.struct.Align[cute.struct.MemRange[Int32, 256], 16]
     ends: cute.struct.Align[cute.struct.MemRange[Int32, 512], 16]
 
 
@@ -45,48 +55,56 @@ def flat(tensor: cute.Tensor) -> cute.Tensor:
     return cute.make_tensor(tensor.iterator, cute.make_layout((cute.size(tensor),)))
 
 
-@cute.jit
-def rank_by_warp(
-    routes: cute.Tensor, warp_counts: cute.Tensor, cta: Int32, steps: Int32, thread: Int32
-):
-    """Set ``warp_counts`` [WARPS, EXPERTS] for the routes from cta · ROUTES on, ``steps`` of a thread.
-
-    Only the rows of the warps that may have routes are set. Returns this lane's routes and their ranks in the warp, the
-    warp's first route and their end, and how many warps may have routes.
-    """
-    warp, lane = thread // 32, thread % 32
-    total = cute.size(routes)
-    first = cutlass.min(cta * ROUTES + warp * steps * 32, total)
-    end = cutlass.min(first + steps * 32, total)
-    held = load_routes(routes, first, end, lane, STEPS)
-    busy = cutlass.min((total - cta * ROUTES + 31) // 32, WARPS)
-    if warp < busy:
-        for expert in cutlass.range(lane, EXPERTS, 32, unroll=1):
-            warp_counts[warp, expert] = 0
-    cute.arch.sync_warp()
-    ranks = rank_routes(held, first, end, warp_counts[warp, None], lane)
-    cute.arch.sync_threads()
-    return held, ranks, first, end, busy
-
-
 @cute.kernel
 def count_kernel(experts: cute.Tensor, cta_counts: cute.Tensor, pdl: cutlass.Constexpr[bool]):
+    """The experts of each SUPER routes: a CTA a row of ``cta_counts`` [C, EXPERTS]."""
     thread, _, _ = cute.arch.thread_idx()
     cta, _, _ = cute.arch.block_idx()
     storage = SmemAllocator().allocate(SharedStorage)
-    warp_counts = storage.warp_counts.get_tensor(
-        cute.make_ordered_layout((WARPS, EXPERTS), order=(1, 0))
-    )
+    counted = storage.totals.get_tensor(cute.make_layout((EXPERTS,)))
+    if thread < EXPERTS:
+        counted[thread] = 0
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
-        # Not earlier: what the next launch does before its own wait may rely on all launches before this.
-        cute.arch.griddepcontrol_launch_dependents()
-    _, _, _, _, busy = rank_by_warp(flat(experts), warp_counts, cta, Int32(STEPS), thread)
+    # The next launch is offsets_kernel. Not before the wait: it relies on all launches before this.
+    cute.arch.griddepcontrol_launch_dependents()
+    routes = flat(experts)
+    cute.arch.sync_threads()
+    end = cutlass.min((cta + 1) * SUPER, cute.size(routes))
+    add_routes(
+        load_routes(routes, cta * SUPER + thread, end, Int32(THREADS), SUPER // THREADS), counted
+    )
+    cute.arch.sync_threads()
     if thread < EXPERTS:
-        count = Int32(0)
-        for warp in cutlass.range(busy, unroll=8):
-            count = count + warp_counts[warp, thread]
-        cta_counts[cta, thread] = count
+        cta_counts[cta, thread] = counted[thread]
+
+
+@cute.jit
+def add_split(
+    held: cute.Tensor, route: Int32, first: Int32, before: cute.Tensor, later: cute.Tensor
+):
+    """Add a thread's routes, THREADS apart from ``route`` on, to ``before`` if they lie before ``first``, else ``later``."""
+    for i in cutlass.range_constexpr(cute.size(held)):
+        if held[i] >= 0:
+            place = before.iterator if route + i * THREADS < first else later.iterator
+            cute.arch.atomic_add(place + held[i], Int32(1), sem="relaxed", scope="cta")
+
+
+@cute.jit
+def add_supers(
+    cta_counts: cute.Tensor, own: Int32, before: cute.Tensor, totals: cute.Tensor, thread: Int32
+):
+    """Add what count_kernel said: of the rows before ``own`` to ``before``, of all to ``totals`` (shared memory)."""
+    parts = THREADS // EXPERTS
+    expert, part = thread % EXPERTS, thread // EXPERTS
+    if part < parts:
+        earlier, count = Int32(0), Int32(0)
+        for row in cutlass.range(part, cta_counts.shape[0], parts, unroll=8):
+            more = cta_counts[row, expert]
+            earlier = earlier + (more if row < own else Int32(0))
+            count = count + more
+        cute.arch.atomic_add(before.iterator + expert, earlier, sem="relaxed", scope="cta")
+        cute.arch.atomic_add(totals.iterator + expert, count, sem="relaxed", scope="cta")
 
 
 @cute.kernel
@@ -97,90 +115,102 @@ def offsets_kernel(
     route_row: cute.Tensor,
     row_token: cute.Tensor,
     cta_counts: cute.Tensor,
-    several: cutlass.Constexpr[bool],
+    many: cutlass.Constexpr[bool],
     pdl: cutlass.Constexpr[bool],
 ):
     thread, _, _ = cute.arch.thread_idx()
     cta, _, _ = cute.arch.block_idx()
-    ctas = cute.arch.grid_dim()[0] if cutlass.const_expr(several) else PADDING_CTAS
+    ctas, _, _ = cute.arch.grid_dim()
     warp, lane = thread // 32, thread % 32
     storage = SmemAllocator().allocate(SharedStorage)
     warp_counts = storage.warp_counts.get_tensor(
         cute.make_ordered_layout((WARPS, EXPERTS), order=(1, 0))
     )
     warp_sums = storage.warp_sums.get_tensor(cute.make_layout((WARPS,)))
-    starts = storage.starts.get_tensor(cute.make_layout((EXPERTS,)))
+    before = storage.before.get_tensor(cute.make_layout((EXPERTS,)))
+    totals = storage.totals.get_tensor(
+        cute.make_layout((EXPERTS,))
+    )  # few: of the routes from the chunk on
     ends = storage.ends.get_tensor(cute.make_ordered_layout((2, EXPERTS), order=(1, 0)))
-    if cutlass.const_expr(pdl):
+    routes = flat(experts)
+    total = cute.size(routes)
+    chunk = CHUNK if cutlass.const_expr(many) else FEW_CHUNK
+    first = cutlass.min(cta * chunk, total)
+    end = cutlass.min(first + chunk, total)
+    busy = (end - first + 31) // 32  # warps that have routes
+    if cutlass.const_expr(pdl and not many):
         cute.arch.griddepcontrol_wait()
         # Not earlier: what the next launch does before its own wait may rely on all launches before this.
         cute.arch.griddepcontrol_launch_dependents()
-    routes = flat(experts)
-    steps = (
-        Int32(STEPS)
-        if cutlass.const_expr(several)
-        else (cute.size(routes) + (THREADS - 1)) // THREADS
-    )
-    counted = cta if cutlass.const_expr(several) else Int32(0)
-    held, ranks, first, end, busy = rank_by_warp(routes, warp_counts, counted, steps, thread)
 
-    # A thread an expert: its routes before each warp, before this CTA and in all.
-    before, count = Int32(0), Int32(0)
+    # The chunk's own routes and those to count: of many, what its SUPER has before it (the launch before
+    # count_kernel has ended when this begins, so they are there); of few, all, here the first of them.
+    route = first + thread
+    own = route_of(routes, route, end)
+    if cutlass.const_expr(many):
+        held = load_routes(
+            routes, first // SUPER * SUPER + thread, first, Int32(THREADS), SUPER // CHUNK - 1
+        )
+    else:
+        held = load_routes(routes, thread, total, Int32(THREADS), BATCH)
+    cute.arch.sync_warp()  # keeps the compiler from moving the loads behind the barrier
     if thread < EXPERTS:
-        in_cta = Int32(0)
-        for i in cutlass.range(busy, unroll=4):
-            more = warp_counts[i, thread]
-            warp_counts[i, thread] = in_cta
-            in_cta = in_cta + more
-        if cutlass.const_expr(several):
-            for other in cutlass.range(ctas, unroll=8):
-                part = cta_counts[other, thread]
-                before = before + (part if other < cta else Int32(0))
-                count = count + part
-        else:
-            count = in_cta
+        before[thread], totals[thread] = 0, 0
+    if warp < busy:
+        for expert in cutlass.range_constexpr(EXPERT_WARPS):
+            if expert * 32 + lane < EXPERTS:
+                warp_counts[warp, expert * 32 + lane] = 0
+    cute.arch.sync_threads()
+
+    # Count and rank.
+    if cutlass.const_expr(many):
+        add_routes(held, before)
+    else:
+        add_split(held, thread, first, before, totals)
+        for start in cutlass.range(BATCH * THREADS + thread, total, BATCH * THREADS, unroll=1):
+            more = load_routes(routes, start, total, Int32(THREADS), BATCH)
+            add_split(more, start, first, before, totals)
+    rank = Int32(0)
+    if warp < busy:
+        rank = rank_route(own, warp_counts[warp, None], lane)
+    if cutlass.const_expr(many):
+        cute.arch.griddepcontrol_wait()  # for count_kernel, with or without pdl
+        if cutlass.const_expr(pdl):
+            cute.arch.griddepcontrol_launch_dependents()
+        add_supers(cta_counts, first // SUPER, before, totals, thread)
+    cute.arch.sync_threads()
+
+    # A thread an expert: its routes in all, and where those of each warp begin.
+    count, starts = Int32(0), Int32(0)
+    if thread < EXPERTS:
+        starts = before[thread]
+        count = totals[thread] if cutlass.const_expr(many) else starts + totals[thread]
     padded = (count + (ALIGN - 1)) // ALIGN * ALIGN
-    offset, total = sum_before(padded, warp_sums, thread, EXPERT_WARPS)
+    offset, rows = sum_before(padded, warp_sums, thread, EXPERT_WARPS)
     if thread < EXPERTS:
-        starts[thread] = offset + before
+        starts = starts + offset
+        for i in cutlass.range(busy, unroll=8):
+            more = warp_counts[i, thread]
+            warp_counts[i, thread] = starts
+            starts = starts + more
         ends[0, thread], ends[1, thread] = offset + count, offset + padded
         if cta == 0:
             counts[thread] = count
             offsets[thread] = offset
     if thread == 0 and cta == 0:
-        offsets[EXPERTS] = total
+        offsets[EXPERTS] = rows
     # Padding: behind all experts' rows, then behind each one's.
     for row in cutlass.range(
-        total + cta * THREADS + thread, row_token.shape[0], ctas * THREADS, unroll=1
+        rows + cta * THREADS + thread, row_token.shape[0], ctas * THREADS, unroll=1
     ):
         row_token[row] = -1
     cute.arch.sync_threads()
-    if cutlass.const_expr(several):
-        place_routes(
-            held,
-            ranks,
-            first,
-            end,
-            warp_counts[warp, None],
-            starts,
-            flat(route_row),
-            row_token,
-            lane,
-            K,
-        )
-    elif warp % ctas == cta:  # the warps of the CTAs have the same routes
-        place_routes(
-            held,
-            ranks,
-            first,
-            end,
-            warp_counts[warp, None],
-            starts,
-            flat(route_row),
-            row_token,
-            lane,
-            K,
-        )
+    if route < end:
+        row = Int32(-1)
+        if own >= 0:
+            row = warp_counts[warp, own] + rank
+            row_token[row] = route // K
+        flat(route_row)[route] = row
     for expert in cutlass.range(cta + warp * ctas, EXPERTS, ctas * WARPS, unroll=1):
         for row in cutlass.range(ends[0, expert] + lane, ends[1, expert], 32, unroll=2):
             row_token[row] = -1
@@ -197,17 +227,28 @@ def launch(
     pdl: cutlass.Constexpr[bool],
     stream,
 ):
-    ctas = cute.ceil_div(experts.shape[0] * K, ROUTES)
-    if ctas == 1:
-        offsets_kernel(
-            experts, counts, offsets, route_row, row_token, cta_counts, False, pdl
-        ).launch(grid=[PADDING_CTAS, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl)
-    if ctas > 1:
+    routes = experts.shape[0] * K
+    if routes > FEW_ROUTES:
         count_kernel(experts, cta_counts, pdl).launch(
-            grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl
+            grid=[cute.ceil_div(routes, SUPER), 1, 1],
+            block=[THREADS, 1, 1],
+            stream=stream,
+            use_pdl=pdl,
         )
         offsets_kernel(
             experts, counts, offsets, route_row, row_token, cta_counts, True, pdl
+        ).launch(
+            grid=[cute.ceil_div(routes, CHUNK), 1, 1],
+            block=[THREADS, 1, 1],
+            stream=stream,
+            use_pdl=True,
+            min_blocks_per_mp=2,  # so that the CTAs of 32,768 tokens run side by side
+            preferred_smem_carveout=-1,  # the driver's choice; left out, the compiler would ask a GPU
+        )
+    elif routes > 0:
+        ctas = cutlass.max(PADDING_CTAS, cute.ceil_div(routes, FEW_CHUNK))
+        offsets_kernel(
+            experts, counts, offsets, route_row, row_token, cta_counts, False, pdl
         ).launch(grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl)
 
 

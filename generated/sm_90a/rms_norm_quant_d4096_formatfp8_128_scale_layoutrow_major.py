@@ -1,8 +1,8 @@
 # Emitted from generator/templates/norm/rms_norm_quant.py.j2 for op rms_norm_quant on sm_90a. Do not edit.
 # dims: d=4096
-# config: threads_per_row=256, rows_per_cta=1, shuffle_lanes=32, opt_level=3
-# spec sha256: d80e0243781ec1d72514ddc2f02983f43dc740530b41adc7f4bf27f7c959cf0d
-"""RMS norm, y = bf16(w · x / √(mean x² + eps)), and y in E4M3 codes: 256 threads share a row of 4096.
+# config: threads_per_row=128, rows_per_cta=1, shuffle_lanes=32, opt_level=3
+# spec sha256: c95b793bd552be944f67d3d9717711c125409491d181dcb6c17dffd751b82cf0
+"""RMS norm, y = bf16(w · x / √(mean x² + eps)), and y in E4M3 codes: 128 threads share a row of 4096.
 
 Every thread holds its part of the row and of the weight in registers: x is read once, 16 bytes at a time, and the codes
 are those of the rounded y. The lanes of a block of columns find its largest magnitude by shuffles.
@@ -29,15 +29,15 @@ VARIANTS = (
 FORMAT = "fp8_128"
 SCALE_LAYOUT = "row_major"
 COLUMNS = 4096
-LANES = 256  # threads that share a row
-THREADS = 256
+LANES = 128  # threads that share a row
+THREADS = 128
 BLOCKS = COLUMNS // BLOCK[FORMAT]
 SHUFFLE_LANES = 32  # lanes that shuffles add, before shared memory adds the rest
 
 
 @cute.struct
 class SharedStorage:
-    partial_sums: cute.struct.Align[cute.struct.MemRange[Float32, 8], 16]
+    partial_sums: cute.struct.Align[cute.struct.MemRange[Float32, 4], 16]
 
 
 @cute.kernel

@@ -1,11 +1,14 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
-# config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 1472cf32e2e72839965edd10a970322d248756274567a7e2afc99d548eb3ceec
+# config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
+# spec sha256: f709a8ce823df6560206a2d7047c230e04bb30040399ca90612f1d4989231900
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
 columns each. The CTAs of a cluster share the tiles; at the end each adds up and stores a part of the columns.
+
+Of few queries CTAs of fewer heads, more of them, take less time: for each call the host code chooses the kernel that
+is expected to take the least.
 """
 
 import cutlass
@@ -16,8 +19,12 @@ from cutlass.memory import SmemAllocator
 
 from dsv4.generator.device import (
     kv_feed,
+    kv_groups,
     kv_rows,
     sm90_decode_output,
+    sm90_few_heads,
+    sm90_few_merge,
+    sm90_few_output,
     sm90_sparse_decode,
     sm90_wgmma,
     softmax,
@@ -48,9 +55,18 @@ HEADS = 64
 HEAD_BLOCKS = 1  # of 64 heads or what is left, a cluster each
 HEAD_DIM = 512
 SPLIT_CTAS = 132  # up to which the keys of a query are split among CTAs
+# The same for clusters of four and eight: on an H100 whose clusters find room on 120 of 132 SMs, 128 CTAs are two waves.
+LARGE_CLUSTER_CTAS = 112
 SLOTS = 2  # tiles of keys in shared memory
 Q_REGISTER_COLUMNS = 128
 THREADS = 512
+THREADS_APART = 512
+BLOCKS_OF_8 = 8  # heads, or what is left, a cluster each
+BLOCKS_OF_16 = 4  # heads, or what is left, a cluster each
+# Nanoseconds of an H100 with 1, 2, 4 and 8 splits, without the tiles, and of each tile of a CTA: the least is chosen.
+WHOLE_NS = (9900, 10200, 13600, 13600, 2600)
+HEADS_8_NS = (4500, 4500, 4800, 5000, 1750)
+HEADS_16_NS = (6000, 6000, 5700, 5900, 1850)
 SCORE_WARP = 4
 VALUE_WARP = 8
 
@@ -237,6 +253,378 @@ def exchange_statistics():
     cute.arch.cluster_wait()
 
 
+@cute.struct
+class SharedStorage8:
+    sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
+    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 4096], 1024]
+    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 4096], 1024]
+    sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 1024], 1024]
+    raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
+    statistics: cute.struct.Align[cute.struct.MemRange[Float32, 128], 16]
+    factors: cute.struct.Align[cute.struct.MemRange[Float32, 16], 16]
+    maxima: cute.struct.Align[cute.struct.MemRange[Float32, 64], 16]
+    is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
+    raw_full: cute.struct.Align[cute.struct.MemRange[Int64, 16], 8]
+    keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+
+
+@cute.kernel
+def sparse_attention_decode_8_heads_kernel(
+    q: cute.Tensor,
+    pools: tuple,
+    indices: tuple,
+    lengths: tuple,
+    pages: tuple,
+    sink: cute.Tensor | None,
+    out: cute.Tensor,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor | None,
+    softmax_scale: Float32,
+    empty_lse: Float32,
+    splits: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
+
+    ``splits`` CTAs, a cluster, share them: 1, 2, 4 or 8.
+    """
+    thread, _, _ = cute.arch.thread_idx()
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    lane = thread % 32
+    token, head_block, _ = cute.arch.cluster_idx()
+    rank = cute.arch.block_idx_in_cluster()
+    request, query = token // q.shape[1], token % q.shape[1]
+    first_head = head_block * 8
+    heads = Int32(8)
+
+    # Shared memory: the ring of tiles, Q, P, raw rows, what the roles tell one another.
+    storage = SmemAllocator().allocate(SharedStorage8)
+    key_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, 2)
+    p_layout = sm90_wgmma.k_major_smem_layout(8, 64, 2)
+    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 1024
+    ring = sm90_few_heads.Ring(
+        keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
+        p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
+        factors=storage.factors.get_tensor(cute.make_layout((8, 2))),
+        is_key=storage.is_key.get_tensor(cute.make_layout((kv_groups.WARPS, 2))),
+    )
+    maxima = storage.maxima.get_tensor(cute.make_layout((8, 4, 2)))
+    statistics = storage.statistics.get_tensor(
+        cute.make_layout((8, 2, sm90_decode_output.SPLITS_MAX))
+    )
+    barriers = sm90_few_heads.Barriers(
+        raw_full=storage.raw_full.data_ptr(),
+        keys_full=storage.keys_full.data_ptr(),
+        scores_full=storage.scores_full.data_ptr(),
+        empty=storage.empty.data_ptr(),
+    )
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_few_heads.init_barriers(barriers, 2, 2)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    if splits > 1:
+        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
+    # With pdl nothing of the launches before this one is read or overwritten before they have ended.
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+        cute.arch.griddepcontrol_launch_dependents()
+
+    segments = []
+    for pool, index, length, page in zip(pools, indices, lengths, pages, strict=True):
+        rows = Int64(pool.shape[0]) * Int64(kv_rows.rows_of_page(page))
+        is_table = len(index.shape) == 2
+        if cutlass.const_expr(is_table):
+            own, keys = index[request, None], length[request, query]
+        else:
+            own = index[request, query, None]
+            keys = Int32(own.shape[0])
+            if cutlass.const_expr(length is not None):
+                keys = cutlass.min(length[request], keys)
+        segments.append(kv_rows.Segment(pool, page, own, keys, rows, is_table))
+    all_tiles = kv_rows.tiles_of(segments[0].keys)
+    splits_log2 = sm90_decode_output.log2_of(splits)
+    first_tile, last_tile = (
+        (all_tiles * rank) >> splits_log2,
+        (all_tiles * (rank + 1)) >> splits_log2,
+    )
+    tiles = last_tile - first_tile
+    scale_log2 = softmax_scale * softmax.LOG2_E
+    if warp < 8:
+        # Gathering warps.
+        cute.arch.setmaxregister_decrease(104)
+        raw = storage.raw.data_ptr() + warp * (2 * kv_groups.SLOT_BYTES)
+        kv_groups.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, 2, 2)
+        if splits > 1:
+            cute.arch.cluster_wait()  # the CTAs have begun
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+    elif warp < 12:
+        # Scores and softmax.
+        own_thread = thread - 32 * 8
+        q_layout = sm90_wgmma.k_major_smem_layout(8, HEAD_DIM, 1)
+        smem_q = storage.sQ.get_tensor(q_layout.outer, swizzle=q_layout.inner)[None, None, 0]
+        sm90_few_heads.load_q(heads_of(q, request, query, first_head), heads, smem_q, own_thread)
+        head_max, head_sum = (cute.make_rmem_tensor((8 // 4,), Float32) for _ in range(2))
+        sm90_few_heads.score(
+            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread, 2),
+        )
+        if splits > 1:
+            cute.arch.cluster_wait()
+        sums = maxima[None, None, tiles & 1]
+        sm90_few_output.tell_statistics(
+            head_max, head_sum, sums, statistics, rank, own_thread, splits
+        )
+        if splits > 1:
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+        if rank == 0 and own_thread < 8:
+            own_lse = numbers_of(lse, request, query, first_head)
+            own_max = None
+            sm90_decode_output.store_lse(
+                own_lse, own_max, statistics, own_thread, heads, scale_log2, empty_lse, splits
+            )
+    else:
+        # Values.
+        cute.arch.setmaxregister_increase(168)
+        own_thread = thread - 32 * 12
+        accs_o = [sm90_wgmma.accumulator(8) for _ in range(sm90_few_heads.BLOCKS)]
+        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2)
+        if splits > 1:
+            cute.arch.cluster_wait()
+            sm90_few_output.send_columns(
+                accs_o, storage.parts_o.data_ptr().toint(), rank, own_thread, splits
+            )
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+            own_sink = sink_of(sink, first_head)
+            sm90_few_output.normalise(
+                *(
+                    accs_o,
+                    statistics,
+                    ring.factors[None, 0],
+                    own_sink,
+                    heads,
+                    scale_log2,
+                    rank,
+                    own_thread,
+                    splits,
+                )
+            )
+            own_out = heads_of(out, request, query, first_head)
+            sm90_few_output.store_alone(
+                accs_o, storage.sK.data_ptr().toint(), own_out, heads, own_thread
+            )
+    if splits > 1:
+        own_out = heads_of(out, request, query, first_head)
+        own_sink = sink_of(sink, first_head)
+        sm90_few_merge.merge(
+            *(
+                own_out,
+                storage.parts_o.data_ptr().toint(),
+                statistics,
+                own_sink,
+                heads,
+                scale_log2,
+                rank,
+                thread,
+            ),
+            *(512, splits),
+        )
+
+
+@cute.struct
+class SharedStorage16:
+    sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
+    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 8192], 1024]
+    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 8192], 1024]
+    sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 2048], 1024]
+    raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
+    statistics: cute.struct.Align[cute.struct.MemRange[Float32, 256], 16]
+    factors: cute.struct.Align[cute.struct.MemRange[Float32, 32], 16]
+    maxima: cute.struct.Align[cute.struct.MemRange[Float32, 128], 16]
+    is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
+    raw_full: cute.struct.Align[cute.struct.MemRange[Int64, 16], 8]
+    keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+
+
+@cute.kernel
+def sparse_attention_decode_16_heads_kernel(
+    q: cute.Tensor,
+    pools: tuple,
+    indices: tuple,
+    lengths: tuple,
+    pages: tuple,
+    sink: cute.Tensor | None,
+    out: cute.Tensor,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor | None,
+    softmax_scale: Float32,
+    empty_lse: Float32,
+    splits: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
+
+    ``splits`` CTAs, a cluster, share them: 1, 2, 4 or 8.
+    """
+    thread, _, _ = cute.arch.thread_idx()
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    lane = thread % 32
+    token, head_block, _ = cute.arch.cluster_idx()
+    rank = cute.arch.block_idx_in_cluster()
+    request, query = token // q.shape[1], token % q.shape[1]
+    first_head = head_block * 16
+    heads = Int32(16)
+
+    # Shared memory: the ring of tiles, Q, P, raw rows, what the roles tell one another.
+    storage = SmemAllocator().allocate(SharedStorage16)
+    key_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, 2)
+    p_layout = sm90_wgmma.k_major_smem_layout(16, 64, 2)
+    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 2048
+    ring = sm90_few_heads.Ring(
+        keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
+        p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
+        factors=storage.factors.get_tensor(cute.make_layout((16, 2))),
+        is_key=storage.is_key.get_tensor(cute.make_layout((kv_groups.WARPS, 2))),
+    )
+    maxima = storage.maxima.get_tensor(cute.make_layout((16, 4, 2)))
+    statistics = storage.statistics.get_tensor(
+        cute.make_layout((16, 2, sm90_decode_output.SPLITS_MAX))
+    )
+    barriers = sm90_few_heads.Barriers(
+        raw_full=storage.raw_full.data_ptr(),
+        keys_full=storage.keys_full.data_ptr(),
+        scores_full=storage.scores_full.data_ptr(),
+        empty=storage.empty.data_ptr(),
+    )
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_few_heads.init_barriers(barriers, 2, 2)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    if splits > 1:
+        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
+    # With pdl nothing of the launches before this one is read or overwritten before they have ended.
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+        cute.arch.griddepcontrol_launch_dependents()
+
+    segments = []
+    for pool, index, length, page in zip(pools, indices, lengths, pages, strict=True):
+        rows = Int64(pool.shape[0]) * Int64(kv_rows.rows_of_page(page))
+        is_table = len(index.shape) == 2
+        if cutlass.const_expr(is_table):
+            own, keys = index[request, None], length[request, query]
+        else:
+            own = index[request, query, None]
+            keys = Int32(own.shape[0])
+            if cutlass.const_expr(length is not None):
+                keys = cutlass.min(length[request], keys)
+        segments.append(kv_rows.Segment(pool, page, own, keys, rows, is_table))
+    all_tiles = kv_rows.tiles_of(segments[0].keys)
+    splits_log2 = sm90_decode_output.log2_of(splits)
+    first_tile, last_tile = (
+        (all_tiles * rank) >> splits_log2,
+        (all_tiles * (rank + 1)) >> splits_log2,
+    )
+    tiles = last_tile - first_tile
+    scale_log2 = softmax_scale * softmax.LOG2_E
+    if warp < 8:
+        # Gathering warps.
+        cute.arch.setmaxregister_decrease(104)
+        raw = storage.raw.data_ptr() + warp * (2 * kv_groups.SLOT_BYTES)
+        kv_groups.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, 2, 2)
+        if splits > 1:
+            cute.arch.cluster_wait()  # the CTAs have begun
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+    elif warp < 12:
+        # Scores and softmax.
+        own_thread = thread - 32 * 8
+        q_layout = sm90_wgmma.k_major_smem_layout(16, HEAD_DIM, 1)
+        smem_q = storage.sQ.get_tensor(q_layout.outer, swizzle=q_layout.inner)[None, None, 0]
+        sm90_few_heads.load_q(heads_of(q, request, query, first_head), heads, smem_q, own_thread)
+        head_max, head_sum = (cute.make_rmem_tensor((16 // 4,), Float32) for _ in range(2))
+        sm90_few_heads.score(
+            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread, 2),
+        )
+        if splits > 1:
+            cute.arch.cluster_wait()
+        sums = maxima[None, None, tiles & 1]
+        sm90_few_output.tell_statistics(
+            head_max, head_sum, sums, statistics, rank, own_thread, splits
+        )
+        if splits > 1:
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+        if rank == 0 and own_thread < 16:
+            own_lse = numbers_of(lse, request, query, first_head)
+            own_max = None
+            sm90_decode_output.store_lse(
+                own_lse, own_max, statistics, own_thread, heads, scale_log2, empty_lse, splits
+            )
+    else:
+        # Values.
+        cute.arch.setmaxregister_increase(168)
+        own_thread = thread - 32 * 12
+        accs_o = [sm90_wgmma.accumulator(16) for _ in range(sm90_few_heads.BLOCKS)]
+        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2)
+        if splits > 1:
+            cute.arch.cluster_wait()
+            sm90_few_output.send_columns(
+                accs_o, storage.parts_o.data_ptr().toint(), rank, own_thread, splits
+            )
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+            own_sink = sink_of(sink, first_head)
+            sm90_few_output.normalise(
+                *(
+                    accs_o,
+                    statistics,
+                    ring.factors[None, 0],
+                    own_sink,
+                    heads,
+                    scale_log2,
+                    rank,
+                    own_thread,
+                    splits,
+                )
+            )
+            own_out = heads_of(out, request, query, first_head)
+            sm90_few_output.store_alone(
+                accs_o, storage.sK.data_ptr().toint(), own_out, heads, own_thread
+            )
+    if splits > 1:
+        own_out = heads_of(out, request, query, first_head)
+        own_sink = sink_of(sink, first_head)
+        sm90_few_merge.merge(
+            *(
+                own_out,
+                storage.parts_o.data_ptr().toint(),
+                statistics,
+                own_sink,
+                heads,
+                scale_log2,
+                rank,
+                thread,
+            ),
+            *(512, splits),
+        )
+
+
 @cute.jit
 def heads_of(tensor: cute.Tensor, request: Int32, query: Int32, first_head: Int32) -> cute.Tensor:
     """The (64, HEAD_DIM) rows of a query's heads from ``first_head`` on, in q or out."""
@@ -254,6 +642,31 @@ def numbers_of(tensor: cute.Tensor, request: Int32, query: Int32, first_head: In
 @cute.jit
 def sink_of(sink: cute.Tensor, first_head: Int32) -> cute.Tensor:
     return cute.make_tensor(sink.iterator + first_head, cute.make_layout(64))
+
+
+@cute.jit
+def splits_of(ctas: Int32, tiles: Int32) -> Int32:
+    """As many CTAs a query as there is room for at once, and no more than leave each a tile or two."""
+    splits = Int32(1)
+    for room in (SPLIT_CTAS, LARGE_CLUSTER_CTAS, LARGE_CLUSTER_CTAS):
+        if 2 * splits * ctas <= room and splits < tiles:
+            splits = 2 * splits
+    return splits
+
+
+@cute.jit
+def time_of(costs: cutlass.Constexpr, ctas: Int32, tiles: Int32, splits: Int32) -> Int32:
+    """About how many nanoseconds ``ctas`` clusters of ``splits`` CTAs take that share ``tiles`` tiles; in one wave."""
+    alone, by_two, by_four, by_eight, of_tile = costs
+    fixed = Int32(by_eight)
+    if splits == 1:
+        fixed = Int32(alone)
+    elif splits == 2:
+        fixed = Int32(by_two)
+    elif splits == 4:
+        fixed = Int32(by_four)
+    time = fixed + (cutlass.min(tiles, 65536) + splits - 1) // splits * of_tile
+    return time if ctas <= SPLIT_CTAS else Int32(0x7FFFFFFF)
 
 
 @cute.jit
@@ -285,37 +698,56 @@ def launch(
     tiles = Int32(0)
     for keys in [index.shape[2] for index in indices]:
         tiles += kv_rows.tiles_of(Int32(keys))
-    ctas = q.shape[0] * q.shape[1] * HEAD_BLOCKS
-    splits = Int32(1)
-    for _ in range(3):
-        if 2 * splits * ctas <= SPLIT_CTAS and splits < tiles:
-            splits = 2 * splits
+    tokens = q.shape[0] * q.shape[1]
+    splits = splits_of(tokens * HEAD_BLOCKS, tiles)
     # The host prepares the divisions by the pages, which would be waited for in each tile.
     pages = tuple(cute.fast_divmod_create_divisor_v2(page) for page in pages)
-    sparse_attention_decode_kernel(
-        *(
-            q,
-            pools,
-            indices,
-            lengths,
-            pages,
-            sink,
-            out,
-            lse,
-            max_logits,
-            softmax_scale,
-            empty_lse,
-            splits,
-            pdl,
-        )
-    ).launch(
-        grid=(q.shape[0] * q.shape[1] * splits, HEAD_BLOCKS, 1),
-        block=(THREADS, 1, 1),
-        cluster=(splits, 1, 1),
-        stream=stream,
-        use_pdl=pdl,
-        min_blocks_per_mp=1,
+    operands = (
+        q,
+        pools,
+        indices,
+        lengths,
+        pages,
+        sink,
+        out,
+        lse,
+        max_logits,
+        softmax_scale,
+        empty_lse,
     )
+    splits_8 = splits_of(tokens * BLOCKS_OF_8, tiles)
+    splits_16 = splits_of(tokens * BLOCKS_OF_16, tiles)
+    time = time_of(WHOLE_NS, tokens * HEAD_BLOCKS, tiles, splits)
+    time_8 = time_of(HEADS_8_NS, tokens * BLOCKS_OF_8, tiles, splits_8)
+    time_16 = time_of(HEADS_16_NS, tokens * BLOCKS_OF_16, tiles, splits_16)
+    least = cutlass.min(time, cutlass.min(time_8, time_16))
+    if time == least:
+        sparse_attention_decode_kernel(*operands, splits, pdl).launch(
+            grid=(q.shape[0] * q.shape[1] * splits, HEAD_BLOCKS, 1),
+            block=(THREADS, 1, 1),
+            cluster=(splits, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,
+        )
+    elif time_8 == least:
+        sparse_attention_decode_8_heads_kernel(*operands, splits_8, pdl).launch(
+            grid=(tokens * splits_8, BLOCKS_OF_8, 1),
+            block=(THREADS_APART, 1, 1),
+            cluster=(splits_8, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,
+        )
+    else:
+        sparse_attention_decode_16_heads_kernel(*operands, splits_16, pdl).launch(
+            grid=(tokens * splits_16, BLOCKS_OF_16, 1),
+            block=(THREADS_APART, 1, 1),
+            cluster=(splits_16, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,
+        )
 
 
 def arguments(variant):

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_prefill_sm90.py.j2 for op sparse_attention_prefill on sm_90a. Do not edit.
 # dims: H=64
-# config: persistent_ctas=132, opt_level=3
-# spec sha256: f1b90210ebc30d180fca5c0b5cac2aa24236ceb3889fd3d20edc9b388824f209
+# config: persistent_ctas=132, rescale_above=8, opt_level=3
+# spec sha256: 0cd7828687e19123f13bc1371e56ae40171bb669c48658d0024bcb36f65a2828
 """Prefilling attention for Hopper over gathered rows of bf16: 132 CTAs that work through the queries, 64 heads at a time.
 
 Four warps gather tiles of 64 keys and run ahead, over the ends of queries as well. One warpgroup makes the scores and
@@ -32,6 +32,7 @@ HEADS = 64
 HEAD_BLOCKS = 1  # of 64 heads or what is left
 HEAD_DIM = 512
 PERSISTENT_CTAS = 132
+RESCALE_ABOVE = 8  # powers of two that P may have before O is scaled
 SLOTS = 3  # tiles of keys in shared memory
 Q_REGISTER_COLUMNS = 320  # the others are read again for each tile
 THREADS = 512
@@ -48,7 +49,7 @@ class SharedStorage:
     normalisers: cute.struct.Align[cute.struct.MemRange[Float32, 256], 8]
     is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 12], 16]
     keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 3], 8]
-    empty: cute.struct.Align[cute.struct.MemRange[Int64, 3], 8]
+    empty: cute.struct.Align[cute.struct.MemRange[Int64, 6], 8]
     message_full: cute.struct.Align[cute.struct.MemRange[Int64, 1], 8]
     message_empty: cute.struct.Align[cute.struct.MemRange[Int64, 1], 8]
     last_full: cute.struct.Align[cute.struct.MemRange[Int64, 1], 8]
@@ -97,7 +98,8 @@ def sparse_attention_prefill_kernel(
         with cute.arch.elect_one():
             for slot in cutlass.range_constexpr(SLOTS):
                 cute.arch.mbarrier_init(keys_full + slot, sm90_prefill_gather.KEYS_ARRIVALS)
-                cute.arch.mbarrier_init(empty + slot, sm90_prefill_value.VALUE_WARPS)
+                for half in cutlass.range_constexpr(2):
+                    cute.arch.mbarrier_init(empty + 2 * slot + half, sm90_prefill_value.VALUE_WARPS)
             for full, vacant in (
                 (messages.full, messages.empty),
                 (messages.last_full, messages.last_empty),
@@ -117,13 +119,13 @@ def sparse_attention_prefill_kernel(
     slot, phase, message, last = Int32(0), Int32(0), Int32(0), Int32(0)
     if warp < SCORE_WARP:
         # Gathering warps.
-        cute.arch.setmaxregister_decrease(24)
+        cute.arch.setmaxregister_decrease(32)
         sm90_prefill_gather.gather(
             work, keys.iterator.toint(), is_key, keys_full, empty, warp, lane, SLOTS
         )
     elif warp < VALUE_WARP:
         # Scores and softmax.
-        cute.arch.setmaxregister_increase(168)
+        cute.arch.setmaxregister_increase(160)
         own_thread = thread - 32 * SCORE_WARP
         scale_log2 = softmax_scale * softmax.LOG2_E
         q_registers = cute.make_rmem_tensor(((2, 2, 2), 1, Q_REGISTER_COLUMNS // 16), BFloat16)
@@ -133,7 +135,7 @@ def sparse_attention_prefill_kernel(
             cute.make_rmem_tensor((2,), Float32),
             cute.make_rmem_tensor((2,), Float32),
         )
-        normaliser = cute.make_rmem_tensor((2,), Float32)
+        normaliser, top = cute.make_rmem_tensor((2,), Float32), cute.make_rmem_tensor((2,), Float32)
         next_keys = sm90_prefill_gather.keys_of(work, work.first)
         for item in cutlass.range(work.first, work.items, work.step, unroll=1):
             token, first_head, heads = place_of(item)
@@ -145,7 +147,8 @@ def sparse_attention_prefill_kernel(
             )
             # As many arrivals as of the warps of O, which free the tiles of keys.
             for _ in cutlass.range_constexpr(sm90_prefill_value.VALUE_WARPS // 4):
-                sm90_ring.release(empty, slot)
+                for half in cutlass.range_constexpr(2):
+                    sm90_ring.release(empty, 2 * slot + half)
             slot, phase = sm90_ring.next_position(slot, phase, SLOTS)
             slot, phase, message = sm90_prefill_score.score(
                 *(
@@ -161,10 +164,10 @@ def sparse_attention_prefill_kernel(
                     keys_full,
                     messages,
                 ),
-                *(row_max, row_sum, own_thread, SLOTS),
+                *(row_max, row_sum, top, own_thread, SLOTS, RESCALE_ABOVE),
             )
             sm90_prefill_score.finish(
-                *(row_max, row_sum, normaliser, sink_of(sink, first_head)),
+                *(row_max, row_sum, top, normaliser, sink_of(sink, first_head)),
                 *(numbers_of(lse, token, first_head), numbers_of(max_logits, token, first_head)),
                 *(heads, scale_log2, empty_lse, own_thread),
             )
@@ -196,9 +199,8 @@ def sparse_attention_prefill_kernel(
             cute.arch.sync_warp()
             sm90_ring.release(messages.last_empty, 0)
             last ^= 1
-            sm90_prefill_value.store(
-                accs_o, factor, heads_of(out, token, first_head), heads, part, own_thread
-            )
+            own_out = heads_of(out, token, first_head)
+            sm90_prefill_value.store(accs_o, factor, own_out, heads, part, own_thread)
 
 
 @cute.jit

@@ -38,7 +38,8 @@ def _described(argument: Argument, sizes: Mapping[str, int]) -> dict[str, Any]:
     shape = [_number(item, sizes) for item in argument.shape]
     dense = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     given = argument.strides or ("any",) * len(shape)
-    strides = [each if item == "any" else _number(item, sizes) for item, each in zip(given, dense, strict=True)]
+    free = [-(-each // argument.stride_multiple) * argument.stride_multiple for each in dense[:-1]] + dense[-1:]
+    strides = [each if item == "any" else _number(item, sizes) for item, each in zip(given, free, strict=True)]
     return {"dtype": argument.dtype, "shape": shape, "strides": strides}
 
 

@@ -117,7 +117,7 @@ def store_alone(accs_o: cutlass.Constexpr, stage: Int32, out: cute.Tensor, heads
 
 
 @cute.jit
-def _turned(block: Int32, column: Int32, blocks: cutlass.Constexpr[int]) -> Int32:
+def turned(block: Int32, column: Int32, blocks: cutlass.Constexpr[int]) -> Int32:
     """Where the ``block``-th eight heads of a column stand: so the columns of a warp go to different banks."""
     place = block
     if cutlass.const_expr(blocks == 4):
@@ -144,7 +144,7 @@ def send_columns(accs_o: cutlass.Constexpr, parts_o: Int32, rank: Int32, thread:
             start = parts_o + ((rank << owned_log2) + own_column) * (32 * blocks) + 8 * (thread & 3)
             start = start + shift_to_cta(parts_o, owner)
             for block in cutlass.range_constexpr(blocks):
-                place = start + 32 * _turned(Int32(block), column, blocks)
+                place = start + 32 * turned(Int32(block), column, blocks)
                 store_pair(place, rows[half, 2 * block], rows[half, 2 * block + 1])
 
 
@@ -152,14 +152,18 @@ def send_columns(accs_o: cutlass.Constexpr, parts_o: Int32, rank: Int32, thread:
 def add_up(
     out: cute.Tensor,
     parts_o: Int32,
-    heads: cutlass.Constexpr[int],
+    head_columns: cutlass.Constexpr[int],
+    heads: Int32,
     rank: Int32,
     thread: Int32,
     threads: cutlass.Constexpr[int],
     parts: Int32,
 ):
-    """All threads of a CTA: its columns of the result from what the CTAs have sent, as bf16 to ``out`` [heads, 512]."""
-    blocks = (heads + 7) // 8
+    """All threads of a CTA: its columns of the result from what the CTAs have sent, as bf16 to ``out`` [heads, 512].
+
+    ``head_columns`` is N.
+    """
+    blocks = cutlass.const_expr(head_columns // 8)
     owned_log2 = COLUMNS_LOG2 - log2_of(parts)
     total = cute.make_rmem_tensor((8,), Float32)
     for number in cutlass.range(thread, (8 * blocks) << (owned_log2 - 3), threads, unroll=1):
@@ -169,13 +173,14 @@ def add_up(
             for source in cutlass.range(parts, unroll=1):
                 for i in cutlass.range_constexpr(8):
                     column = (source << owned_log2) + group * 8 + i
-                    place = parts_o + column * (32 * blocks) + 32 * _turned(row >> 3, Int32(i), blocks)
-                    total[i] = total[i] + _load_number(place + 4 * (row & 7))
+                    place = parts_o + column * (32 * blocks) + 32 * turned(row >> 3, Int32(i), blocks)
+                    total[i] = total[i] + load_number(place + 4 * (row & 7))
             first = Int64(((rank << (owned_log2 - 3)) + group) * 16)
             store_at((out.iterator + row * out.stride[0]).toint() + first, to_bf16(total))
 
 
 @cute.jit
-def _load_number(address: Int32) -> Float32:
+def load_number(address: Int32) -> Float32:
+    """The float32 at an address of shared memory."""
     pointer = cute.make_ptr(Float32, address, cute.AddressSpace.smem, assumed_align=4)
     return cute.make_tensor(pointer, cute.make_layout(1))[0]

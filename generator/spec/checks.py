@@ -184,6 +184,8 @@ class _Checker:
                 return [*static, *spec.variants]
             case (str(field), *rest) if field in _WITH_DYNAMIC:
                 names = [*spec.dims, *spec.variants, *spec.tunables, *spec.let]
+                if "stride_multiple" in rest:  # the contract holds a number
+                    return [*static, *spec.variants]
                 if field == "work":  # a count may use the counts before it
                     names += list(spec.work)[: list(spec.work).index(str(rest[0]))]
                 return [*names, ANY] if "strides" in rest else names

@@ -52,7 +52,7 @@ def _tensor(spec: OpSpec, name: str, tensor: Tensor, role: Role, scope: Mapping[
         assert tensor.shape is not None
         shape = tuple(size(item, scope) for item in tensor.shape)
         strides = _compact(shape) if tensor.strides is None else tuple(size(item, scope) for item in tensor.strides)
-        dtype, multiple = tensor.dtype_in(scope), tensor.stride_multiple
+        dtype, multiple = tensor.dtype_in(scope), tensor.stride_multiple.integer(scope)
     absent = tensor.optional is not None and not scope[tensor.optional]
     if tensor.when is not None:
         absent = absent or not tensor.when(scope)

@@ -134,11 +134,11 @@ class _Builder:
     def tma(self, index: int, item: TmaItem) -> TmaRequest:
         field = f"tma[{index}]"
         argument = self.arguments[item.tensor]
-        bits = DTYPE_BITS[item.dtype or argument.dtype]
+        bits, own_bits = DTYPE_BITS[item.dtype or argument.dtype], DTYPE_BITS[argument.dtype]
         # the innermost stride is 1 by definition of a box; the others must be multiples of 16 B
         outer = argument.strides[:-1]
-        known = tuple(stride * bits // 8 if isinstance(stride, int) else None for stride in outer)
-        free_bytes = argument.stride_multiple * bits // 8 if "any" in outer else 16
+        known = tuple(stride * own_bits // 8 if isinstance(stride, int) else None for stride in outer)
+        free_bytes = argument.stride_multiple * own_bits // 8 if "any" in outer else 16
         return TmaRequest(
             name=item.name or item.tensor,
             tensor=item.tensor,

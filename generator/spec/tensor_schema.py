@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from dsv4.generator.spec.base import DTYPE_BITS, Dtype, Expr, Name, Positive, Strict, Text, dtype_name, positive
 from dsv4.generator.spec.errors import Invalid
-from dsv4.generator.spec.expression import Value
+from dsv4.generator.spec.expression import Value, parse_expression
 
 ANY = "any"
 
@@ -72,9 +72,10 @@ class Domain(Strict):
 
 class Tensor(Strict):
     """A tensor argument. ``shape``: names or expressions of dimensions. ``strides`` (elements): one for each dimension,
-    ``any`` for a stride that is free up to ``stride_multiple``; left out: row-major and compact. ``align``: bytes.
-    ``optional`` names the flag without which None is passed. ``layout`` + ``pages`` + ``page``: a pool of pages.
-    ``dtypes`` stands for ``dtype`` where flags decide: each dtype with its condition, the first that holds counts."""
+    ``any`` for a stride that is free up to ``stride_multiple`` (flags may decide it); left out: row-major and compact.
+    ``align``: bytes. ``optional`` names the flag without which None is passed. ``layout`` + ``pages`` + ``page``: a
+    pool of pages. ``dtypes`` stands for ``dtype`` where flags decide: each dtype with its condition, the first that
+    holds counts."""
 
     shape: tuple[Expr, ...] | None = None
     dtype: Dtype | None = None
@@ -83,7 +84,7 @@ class Tensor(Strict):
     pages: Name | None = None
     page: Name | None = None
     strides: tuple[Expr, ...] | None = None
-    stride_multiple: Positive = 1
+    stride_multiple: Expr = parse_expression(1)
     align: Positive = 16
     optional: Name | None = None
     when: Expr | None = None
@@ -102,6 +103,10 @@ class Tensor(Strict):
                 raise Invalid("pages or page without layout", "a layout", field="layout")
         elif self.shape is not None or self.dtype or self.dtypes or self.pages is None or self.page is None:
             raise Invalid(self.layout, "a layout with pages and page, without shape and dtype", field="layout")
+        if not self.stride_multiple.names:
+            multiple = self.stride_multiple({})
+            if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple <= 0:
+                raise Invalid(multiple, "a positive integer", field="stride_multiple")
         if self.strides is not None and self.shape is not None and len(self.strides) != len(self.shape):
             raise Invalid(
                 f"{len(self.strides)} strides", f"{len(self.shape)} strides, one a dimension", field="strides"

@@ -25,7 +25,7 @@ def _serves(
     sink: torch.Tensor | None,
     **options: Any,
 ) -> Served | None:
-    alone = decode.served(q, window, window_rows, None, None, None, None, sink, **options)
+    alone = decode.served(q, window, window_rows, None, compressed, None, None, sink, **options)
     if alone is None or {window.format, compressed.format} != {PoolFormat.KV_FP8}:
         return None
     sizes = {**alone.sizes, **decode.pool_sizes(compressed, 1), "PT": pages.shape[1]}

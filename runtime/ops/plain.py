@@ -187,7 +187,7 @@ def _key(value: Any) -> Any:
     if isinstance(value, Weight):
         return value.format, value.codes.shape, value.codes.dtype, value.device
     if isinstance(value, Pool):
-        return value.format, value.page, value.data.shape, value.data.dtype, value.device
+        return value.format, value.page, value.data.shape, value.data.stride(0), value.data.dtype, value.device
     if isinstance(value, tuple) and any(isinstance(part, torch.Tensor) for part in value):
         return tuple(map(_key, value))
     if type(value).__hash__ is None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 
+from dsv4.runtime import dispatch
 from dsv4.runtime.ops.kernel import KernelPath, Served, are
 from dsv4.runtime.ops.plain import Operator
-from dsv4.runtime.pool import KV_WIDTH, Pool, PoolFormat
+from dsv4.runtime.pool import KV_WIDTH, PAGE_ALIGN_BYTES, Pool, PoolFormat
 from dsv4.runtime.reference import sparse_attention_decode as reference
+
+GATHER4_ARCHS = ("sm_100a",)
+"""Where the copy engine takes four rows at once, of pools that are whole rows from page to page."""
 
 
 def served(
@@ -36,7 +40,7 @@ def served(
     if extra_rows is not None:
         sizes["K1"] = extra_rows.shape[2]
     flags = {
-        "cache": cache,
+        "cache": page_format(cache, _arch(q), pool, *([] if extra is None else [extra])),
         "extra": "none" if extra is None else "rows",
         "has_length0": length is not None,
         "has_length1": extra_length is not None,
@@ -67,6 +71,22 @@ def cache_of(pool: Pool) -> str | None:
     if pool.format is PoolFormat.KV_FP8:
         return "kv_fp8"
     return "plain" if pool.format is PoolFormat.PLAIN and are(torch.bfloat16, pool.data) else None
+
+
+def page_format(cache: str, arch: str | None, *pools: Pool) -> str:
+    """``cache``, or the kernel's name for packed pages of which each begins a multiple of 576 bytes after another.
+
+    Where that is not so the kernel that copies each row by itself serves, which any page stride suits. A single page
+    has none.
+    """
+    if cache != "kv_fp8" or arch not in GATHER4_ARCHS:
+        return cache
+    is_aligned = all(pool.data.shape[0] == 1 or pool.data.stride(0) % PAGE_ALIGN_BYTES == 0 for pool in pools)
+    return "kv_fp8_aligned" if is_aligned else cache
+
+
+def _arch(q: torch.Tensor) -> str | None:
+    return dispatch.arch_of(q.device)
 
 
 def pool_sizes(pool: Pool, number: int) -> dict[str, int]:

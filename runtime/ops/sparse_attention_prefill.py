@@ -56,9 +56,7 @@ def _call(
 
 def _arch(q: torch.Tensor) -> str | None:
     """The chip on which ``q`` lies, or None where that is no GPU with kernels."""
-    if q.device.type != "cuda":
-        return None
-    return dispatch.ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(q.device))
+    return dispatch.arch_of(q.device)
 
 
 def _outputs(q: torch.Tensor, softmax_scale: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dsv4.generator.spec import SpecError, load_arch, load_model, load_op, read_op
+from dsv4.generator.spec import SpecError, load_arch, load_model, load_op, plan, read_op
 
 GOOD = """\
 op: scale
@@ -132,6 +132,17 @@ def test_an_empty_a_large_and_a_scalar_file():
 def test_the_first_of_several_errors_is_told_with_their_number():
     text = str(error_of(changed("tile: [32, 64]", "tile: []").replace("dtype: bf16}\noutputs", "dtype: 7}\noutputs")))
     assert text.startswith("specs/ops/scale.yaml:8: tensors.x.dtype") and text.endswith("(and 1 more wrong field)")
+
+
+@pytest.mark.parametrize("multiple, found", [("0", "found 0; valid: a positive integer"), ("T", "the name T in 'T'")])
+def test_a_stride_multiple_is_a_number_that_flags_may_decide(multiple, found):
+    x = "x: {shape: [T, d], dtype: bf16, strides: [any, 1]"
+    error = error_of(changed("x: {shape: [T, d], dtype: bf16", f"{x}, stride_multiple: {multiple}"))
+    assert (error.line, error.field) == (8, "tensors.x.stride_multiple") and found in str(error)
+    spec = read_op(changed("x: {shape: [T, d], dtype: bf16", f"{x}, stride_multiple: 8 if pdl else 4"), "scale.yaml")
+    for pdl, multiple in ((False, 4), (True, 8)):
+        found = plan(spec, "sm_90a", variant={"pdl": pdl}).contract.arguments[0]
+        assert (found.name, found.stride_multiple) == ("x", multiple)
 
 
 def test_words_that_yaml_1_1_would_change_stay_words():

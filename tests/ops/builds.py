@@ -31,8 +31,12 @@ def folder(result: BuildResult) -> Path:
     return result.artifact
 
 
+def artifact(result: BuildResult) -> Artifact:
+    return Artifact.read(folder(result))
+
+
 def manifest(result: BuildResult) -> Manifest:
-    return Artifact.read(folder(result)).manifest
+    return artifact(result).manifest
 
 
 def ptx(result: BuildResult) -> str:

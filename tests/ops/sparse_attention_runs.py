@@ -1,8 +1,9 @@
-"""Some requests of a case of sparse_attention_decode run alone, in the emulator."""
+"""Cases of sparse_attention_decode of one's own making, and single requests of a case, in the emulator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +11,7 @@ from dsv4.generator.build import BuildResult
 from dsv4.generator.verify import cases
 from dsv4.generator.verify.case import Case
 from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.generator.verify.operators.sparse_attention_decode import Shape, case_of
 from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
 
@@ -46,3 +48,23 @@ def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> 
     kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
     assert kernel.report is not None and kernel.report.ok
     return out, lse
+
+
+def of_shape(result: BuildResult, pages: tuple[int, int]) -> Case:
+    """Two tiles and a bit of rows from either pool, half of the entries no row at all, with these page sizes."""
+    made = builds.manifest(result)
+    shape = Shape(f"pages of {pages}", 2, 1, (128, 70), pages, holes=0.5, lengths=(1 << 30, 67))
+    generator = torch.Generator().manual_seed(sum(pages))
+    return case_of(shape, made.dims, made.variant, generator, torch.device("cpu"))
+
+
+def apart(case: Case, more_bytes: int) -> Case:
+    """The same with so many bytes of 0xFF, which are NaN in a row, after each page of the packed pools."""
+    inputs = dict(case.inputs)
+    for name in ("pool0", "pool1"):
+        pool = inputs[name]
+        if isinstance(pool, torch.Tensor):
+            wide = torch.full((pool.shape[0], pool.shape[1] + more_bytes), 0xFF, dtype=torch.uint8)
+            wide[:, : pool.shape[1]] = pool
+            inputs[name] = wide[:, : pool.shape[1]]
+    return replace(case, inputs=inputs)

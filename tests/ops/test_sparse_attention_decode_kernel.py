@@ -16,7 +16,7 @@ from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases, judge
 from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
-from tests.ops.sparse_attention_runs import alone_and_again
+from tests.ops.sparse_attention_runs import alone_and_again, launched
 
 OP, ARCH = "sparse_attention_decode", "sm_90a"
 ALL = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
@@ -62,11 +62,13 @@ def test_it_compiles_to_what_was_predicted(built: dict[str, BuildResult], name: 
 def test_each_product_is_issued_once(built: dict[str, BuildResult], name: str) -> None:
     text = builds.ptx(built[name])
     found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
-    assert sorted(found) == sorted(["64"] * (512 // 16) + ["128"] * (2 * 64 // 16))
-    packed = builds.manifest(built[name]).variant["cache"] == "kv_fp8"
-    assert text.count("cp.async.bulk.shared::cluster.global") == (
-        4 if packed else 0
-    )  # two slots, before and in the loop
+    made = builds.manifest(built[name])
+    few = ["8", "16"] if made.config["small_batch"] == "few_heads" else []  # of kernels of their own
+    expected = ["64"] * (512 // 16) + ["128"] * (2 * 64 // 16) + few * (512 // 16 + 8 * 64 // 16)
+    assert sorted(found) == sorted(expected)
+    packed = made.variant["cache"] == "kv_fp8"
+    copies = 4 if packed else 0  # two slots, before and in the loop
+    assert text.count("cp.async.bulk.shared::cluster.global") == copies + (2 + 2) * len(few)
     assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
 
 
@@ -77,27 +79,51 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
     assert builds.findings(built[name], range(count)) == []
 
 
+def test_the_kernels_of_small_batches_depend_on_no_schedule(built: dict[str, BuildResult]) -> None:
+    """A tile of either pool: CTAs of eight heads. Six tiles of two queries: CTAs of sixteen."""
+    artifact = Artifact.read(builds.folder(built["as many splits as there is room for"]))
+    made = artifact.manifest
+    for number in (1, 2):
+        case = cases(OP, made.dims, made.variant, config=made.config)[number]
+        runs = [launched(artifact, case, slice(None), schedule) for schedule in ("late", "early")]
+        for got, again in zip(*runs, strict=True):
+            assert torch.equal(got.view(torch.int16), again.view(torch.int16))
+
+
 @pytest.mark.parametrize("name", ["alone", "eight splits"])
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult], name: str) -> None:
     alone_and_again(built[name], (3, 7, 13))
 
 
 @pytest.mark.parametrize(
-    ("requests", "queries", "keys", "expected"),
+    ("requests", "queries", "keys", "heads", "splits"),
     [
-        (1, 1, (128, 512), 8),
-        (8, 2, (128, 512), 8),
-        (17, 1, (128, 512), 4),
-        (66, 1, (128, 512), 2),
-        (67, 1, (128, 512), 1),
-        (1, 1, (128, 65), 4),  # four tiles
-        (1, 1, (64, 1), 2),
-        (1, 1, (64, 0), 1),
+        (1, 1, (128, 512), 8, 8),
+        (1, 3, (128, 512), 16, 8),
+        (4, 1, (128, 512), 16, 4),
+        (4, 2, (128, 512), 8, 2),
+        (16, 1, (128, 512), 16, 2),
+        (17, 1, (128, 512), 64, 4),
+        (14, 2, (128, 512), 64, 4),
+        (29, 1, (128, 512), 64, 2),  # 116 CTAs in clusters of four would not find room everywhere
+        (66, 1, (128, 512), 64, 2),
+        (67, 1, (128, 512), 64, 1),
+        (9000, 1, (128, 512), 64, 1),
+        (1, 1, (128, 65), 8, 4),  # four tiles
+        (1, 1, (64, 1), 8, 2),
+        (1, 1, (64, 0), 8, 1),
     ],
 )
 def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
-    built: dict[str, BuildResult], tmp_path: Path, requests: int, queries: int, keys: tuple[int, int], expected: int
+    built: dict[str, BuildResult],
+    tmp_path: Path,
+    requests: int,
+    queries: int,
+    keys: tuple[int, int],
+    heads: int,
+    splits: int,
 ) -> None:
+    """A CTA has as many ``heads`` as is expected to take the least time, of which the kernel's name tells."""
     result = built["as many splits as there is room for"]
     shutil.copy(builds.folder(result) / "kernel.so", tmp_path)
 
@@ -113,7 +139,9 @@ def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
     artifact = Artifact.read(builds.folder(result))
     request = {"function": artifact.manifest.function, "candidates": [arguments]}
     (launch,) = probe.run(tmp_path, request, artifact.root / "support" / "libdsv4_probe.so")
-    assert launch["cluster"][0] == expected and launch["grid"] == [requests * queries * expected, 1, 1]
+    named = "" if heads == 64 else f"_{heads}_heads"
+    assert launch["kernel"].startswith(f"kernel_cutlass_sparse_attention_decode{named}_kernel")
+    assert launch["cluster"][0] == splits and launch["grid"] == [requests * queries * splits, 64 // heads, 1]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4.generator.build import BuildResult
 from dsv4.generator.kernel import KernelPlan
@@ -14,27 +15,38 @@ from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases
 from dsv4.runtime.artifact import Scalar
 from tests.ops import builds as builds
-from tests.ops.sparse_attention_runs import alone_and_again
+from tests.ops.sparse_attention_runs import alone_and_again, apart, launched, of_shape
 
 OP, ARCH = "sparse_attention_decode", "sm_100a"
 ALL: dict[str, Scalar] = {"extra": "rows", "has_length0": True, "has_length1": True, "has_sink": True}
 PLAIN: dict[str, Scalar] = {"cache": "plain", "extra": "rows", "has_length0": True, "has_sink": True, "has_max": True}
 PAGES: dict[str, Scalar] = {"extra": "pages", "has_length0": True, "has_sink": True}
 NARROW: dict[str, Scalar] = {"q_tmem_columns": 256, "pv_n_tile": 128}
+ALIGNED: dict[str, Scalar] = {"cache": "kv_fp8_aligned"}
 Wanted = tuple[int, dict[str, Scalar], dict[str, Scalar]]
 # heads, flags, configuration
-CONFIGURATIONS: dict[str, Wanted] = {"80 heads, two splits": (80, {**ALL, "pdl": True}, {"splits": 2})}
+CONFIGURATIONS: dict[str, Wanted] = {
+    "80 heads, two splits": (80, {**ALL, "pdl": True}, {"splits": 2}),
+    "rows by gather4": (80, {**ALL, **ALIGNED, "pdl": True}, {"splits": 2}),
+}
 SWEEP: dict[str, Wanted] = {
     **{f"{heads} heads, {n} splits": (heads, ALL, {"splits": n}) for heads in (64, 128) for n in (0, 1, 8)},
     "window only": (64, {"has_sink": False, "has_max": True}, {"splits": 1, **NARROW}),
     "few heads": (5, {**ALL, "pdl": True}, {"splits": 4, "q_tmem_columns": 256}),
     "pages of a request": (64, PAGES, {"splits": 4, "opt_level": 2}),
     "pages of a request, alone": (16, PAGES, {"splits": 1}),
+    **{f"gather4, {n} splits": (64, {**ALL, **ALIGNED}, {"splits": n}) for n in (0, 1, 8)},
+    "gather4, few heads": (5, {**ALL, **ALIGNED, "pdl": True}, {"splits": 4, "q_tmem_columns": 256}),
+    "gather4, window only": (64, {**ALIGNED, "has_max": True}, {"splits": 1, **NARROW}),
+    "gather4, pages of a request": (64, {**PAGES, **ALIGNED}, {"splits": 4, "opt_level": 2}),
+    "gather4, pages of a request, alone": (16, {**PAGES, **ALIGNED}, {"splits": 1}),
+    "aligned, row by row": (64, {**ALL, **ALIGNED}, {"splits": 1, "load": "bulk_row"}),
     "rows of bf16": (64, PLAIN, {"splits": 2, **NARROW}),
     "rows of bf16, 128 heads, window only": (128, {"cache": "plain"}, {}),
 }  # fmt: skip
 SHORT_CASES = (0, 3, 6, 10)
 """One key; holes; draft tokens with gaps and lengths; a NaN."""
+PAGE_SIZES = ((2, 576), (53, 256), (61, 69), (64, 1))
 
 
 def plan_of(heads: int, flags: dict[str, Scalar], config: dict[str, Scalar]) -> KernelPlan:
@@ -74,8 +86,9 @@ def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scal
     assert text.count("tcgen05.mma.cta_group::1.kind::f16") == 512 // 16 + passes * 64 // 16
     in_tmem = re.findall(r"tcgen05\.mma\.cta_group::1\.kind::f16\S* \[[^]]+\], \[", text)
     assert len(in_tmem) == int(made.config["q_tmem_columns"]) // 16
-    packed = flags.get("cache", "kv_fp8") == "kv_fp8"
-    assert text.count("cp.async.bulk.shared::cluster.global") == (4 if packed else 0)
+    packed, four = flags.get("cache") != "plain", made.config["load"] == "gather4"
+    assert text.count("cp.async.bulk.shared::cluster.global") == (4 if packed and not four else 0)
+    assert text.count("tile::gather4") == (4 if four else 0)
     assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
 
 
@@ -85,7 +98,35 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
 
 
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
-    alone_and_again(built["80 heads, two splits"], (3,))
+    alone_and_again(built["rows by gather4"], (3,))
+
+
+@pytest.mark.parametrize("more_bytes", [0, 576 * 3])
+def test_gather4_gives_the_bits_of_a_copy_for_each_row(built: dict[str, BuildResult], more_bytes: int) -> None:
+    """Whatever the page sizes, and with other bytes (NaN) from page to page."""
+    for pages in PAGE_SIZES[1:2] if more_bytes else PAGE_SIZES[:1]:
+        same_bits(built["80 heads, two splits"], built["rows by gather4"], pages, more_bytes, ("mixed:0",))
+
+
+def same_bits(
+    one: BuildResult, other: BuildResult, pages: tuple[int, int], more_bytes: int, schedules: tuple[str, ...]
+) -> None:
+    """Two builds of the same flags and cache agree in every bit on rows half of which are missing."""
+    case = apart(of_shape(one, pages), more_bytes)
+    expected = launched(builds.artifact(one), case, slice(None), "late")
+    for schedule in schedules:
+        for got, wanted in zip(launched(builds.artifact(other), case, slice(None), schedule), expected, strict=True):
+            assert torch.equal(got.view(torch.int16), wanted.view(torch.int16))
+
+
+@pytest.mark.sweep  # the short version is above
+@pytest.mark.parametrize("pages", PAGE_SIZES)
+@pytest.mark.parametrize("more_bytes", [0, 576, 576 * 7])
+def test_the_same_bits_at_all_page_sizes(
+    built: dict[str, BuildResult], pages: tuple[int, int], more_bytes: int
+) -> None:
+    schedules = ("mixed:0", "mixed:1", "late", "early")
+    same_bits(built["80 heads, two splits"], built["rows by gather4"], pages, more_bytes, schedules)
 
 
 @pytest.mark.sweep  # minutes of emulator; SHORT_CASES are some of these
@@ -98,5 +139,5 @@ def test_every_case_under_three_schedules(name: str, tmp_path: Path) -> None:
     count = len(cases(OP, made.dims, made.variant, config=made.config))
     for schedule in ("mixed:0", "late", "early"):
         assert builds.findings(result, range(count), schedule) == []
-    if flags is ALL and config["splits"]:
+    if flags.get("has_length1") and config.get("splits") in (1, 8):
         alone_and_again(result, (3, 13))

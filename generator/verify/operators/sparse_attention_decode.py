@@ -107,7 +107,7 @@ def case_of(
             pool, table, counts, rows = _paged(shape, lengths, direction, generator)
             inputs["table1"], inputs["count1"] = _gapped(table, 3 if gap else 0), counts
         else:
-            pool, index = _segment(shape, number, tokens, direction, generator, packed=variant["cache"] == "kv_fp8")
+            pool, index = _segment(shape, number, tokens, direction, generator, packed=variant["cache"] != "plain")
             inputs[f"index{number}"] = _gapped(index.view(requests, queries, shape.keys[number]), 3 if gap else 0)
             count = torch.full_like(lengths, 1 << 30)
             if variant[f"has_length{number}"]:
