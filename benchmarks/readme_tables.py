@@ -84,9 +84,9 @@ def shortfalls(result: Mapping[str, Any]) -> list[str]:
             labels[case["label"]] = labels.get(case["label"], True) and short["met_with_pdl"]
     if not rows:
         return [] if "short" not in next(iter(result["cases"]), {}) else ["", "Every row meets its aims."]
-    lines = ["", "Short of an aim (* met with programmatic dependent launch):", ""]
+    lines = ["", "Short of an aim († met with programmatic dependent launch):", ""]
     for (aim, reason), labels in rows.items():
-        named = ", ".join(label + "*" * met for label, met in labels.items())
+        named = ", ".join(label + "†" * met for label, met in labels.items())
         lines.append(f"- {aim}: {named}. {reason[0].upper()}{reason[1:].rstrip('.')}.")
     return lines
 

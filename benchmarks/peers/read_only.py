@@ -28,7 +28,7 @@ def _kernel() -> Any:
     import triton.language as tl  # type: ignore[import-not-found]
 
     @triton.jit
-    def read(words: Any, sums: Any, count: Any, block: tl.constexpr) -> None:
+    def read(words, sums, count, block: tl.constexpr):  # annotations are names to triton
         at = tl.program_id(0) * block + tl.arange(0, block)
         tl.store(sums + tl.program_id(0), tl.sum(tl.load(words + at, mask=at < count, other=0), 0))
 

@@ -111,10 +111,11 @@ def per_token_cast_back(x: Any, fmt: str, num_per_channels: int) -> Any:
 def tk_mhc_head(
     residual: Any, fn: Any, scale: Any, base: Any, *, norm_eps: float, pre_eps: float, n_splits: int
 ) -> Any:
-    x = residual.float().flatten(1)
-    mu = (x @ fn.T) * (x.square().mean(1, keepdim=True) + norm_eps).rsqrt()
+    assert residual.dim() == 4  # sequences, their tokens, streams, columns
+    x = residual.float().flatten(2)
+    mu = (x @ fn.T) * (x.square().mean(-1, keepdim=True) + norm_eps).rsqrt()
     pre = torch.sigmoid(mu * scale + base) + pre_eps
-    return (pre[:, :, None] * residual.float()).sum(1).to(residual.dtype)
+    return (pre[..., None] * residual.float()).sum(2).to(residual.dtype)
 
 
 TILE_KERNELS = {
