@@ -173,7 +173,7 @@ def test_exit_codes_come_through(tmp_path: Path) -> None:
 def test_every_operator_but_fmha_has_its_place_in_the_order() -> None:
     ready = {op for op in list_ops() if load_op(op).status == "ready"}
     assert len(set(all_operators.ORDER)) == len(all_operators.ORDER)
-    # fmha has sizes of its own; logits alone, and the kernels for many tokens, are measured as part of router, router_hash
+    # fmha has sizes of its own; router and router_hash measure logits alone and the kernels for many tokens
     assert ready - {"fmha", "router_logits", "router_logits_many", "router_hash_many"} == set(all_operators.ORDER)
     for name in all_operators.ORDER:
         assert (Path(all_operators.__file__).parent / f"{name}.py").exists()
