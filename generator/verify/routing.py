@@ -10,7 +10,7 @@ whose logits are not all finite: the experts exist and are distinct.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import softplus
@@ -103,6 +103,14 @@ def wrong_places(got: dict[str, torch.Tensor], expected: Choice, factor: float, 
     limit = (WEIGHT_ERROR + relative + relative.amax(dim=-1, keepdim=True)) * expect.abs()
     off = ~((weights - expect).abs() <= limit) & usable
     return Wrong(~exists | repeated | other, off)
+
+
+def counters_at_rest(found: Verdict, counters: torch.Tensor) -> Verdict:
+    """``found``, wrong as well where a counter of arrivals is not back at zero, as the next launch needs it."""
+    left = int((counters != 0).sum())
+    if not left:
+        return found
+    return replace(found, ok=False, findings=(*found.findings, f"counters: {left} are not zero again"))
 
 
 def judge_choice(got: dict[str, torch.Tensor], expected: Choice, factor: float, *, named: bool = False) -> Verdict:

@@ -13,7 +13,7 @@ import torch
 
 from dsv4.generator.verify.case import Case, OutputLayout, Value, Verdict
 from dsv4.generator.verify.operators import router_hash
-from dsv4.generator.verify.routing import choice, first_wrong_place, judge_choice, tensor_core_error
+from dsv4.generator.verify.routing import choice, counters_at_rest, first_wrong_place, judge_choice, tensor_core_error
 from dsv4.generator.verify.routing_cases import GateInputs, gate_inputs, named_experts
 from dsv4.runtime.artifact import Scalar
 
@@ -78,12 +78,7 @@ def cases(
 
 
 def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
-    found = judge_choice(got, case.expected, FACTOR, named=True)
-    left = int((got["counters"] != 0).sum())
-    if left:
-        findings = (*found.findings, f"counters: {left} are not zero again")
-        return Verdict(False, found.cosine, found.rel_l2, found.max_abs, found.worst_row, findings)
-    return found
+    return counters_at_rest(judge_choice(got, case.expected, FACTOR, named=True), got["counters"])
 
 
 def first_wrong(
