@@ -100,10 +100,10 @@ def ours(case: Case, *, pdl: bool) -> Call:
     """What the operator takes: the whole gate for many tokens, on chips with a kernel for that."""
     import torch
 
-    from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
+    from dsv4.runtime.dispatch import arch_of
     from dsv4.runtime.ops.router import GATE_GEMM_TOKENS, WITHOUT_GATE_GEMM
 
-    arch = ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+    arch = arch_of(torch.device("meta"))  # that of the GPU here, if there is one
     many = int(case.sizes["T"]) >= GATE_GEMM_TOKENS and arch not in WITHOUT_GATE_GEMM
     return kernel("router_hash_many" if many else "router_hash", case, pdl=pdl)
 

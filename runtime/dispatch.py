@@ -9,6 +9,7 @@ empties the tables, and the entries made from then on record or check before the
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -98,7 +99,13 @@ def arch_of(device: torch.device) -> str | None:
     which the kernels would be."""
     if device.type == SHAPES_ONLY and torch.cuda.is_available():
         return ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability())
-    return ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+    return _arch_of_gpu(device) if device.type == "cuda" else None
+
+
+@functools.cache
+def _arch_of_gpu(device: torch.device) -> str | None:
+    """Kept, for operators that ask at each call."""
+    return ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(device))
 
 
 def table(op: str) -> dict[Any, Entry]:
@@ -141,6 +148,7 @@ def configure(
         _state.settings = replace(current_settings(), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         _state.cache = None
         _state.loaded.clear()
+        _arch_of_gpu.cache_clear()
         forget_said()
         _forget_entries()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,23 +87,11 @@ def _fits(
     return narrow and columns % COLUMNS_MULTIPLE == 0 and experts % EXPERTS_MULTIPLE == 0 and k <= experts
 
 
-def _arch(y: torch.Tensor) -> str | None:
-    """The chip on which ``y`` lies, or None where that is no GPU with kernels."""
-    return _arch_of(y.device)
-
-
-@functools.cache
-def _arch_of(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return None
-    return dispatch.ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability(device))
-
-
 def _has_gate_gemm(y: torch.Tensor, weight: torch.Tensor, k: int) -> bool:
     experts, columns = weight.shape
     if experts > GATE_GEMM_EXPERTS_MAX or experts % (16 if experts <= 256 else 32) or k > GATE_GEMM_K_MAX:
         return False
-    return columns >= GATE_GEMM_COLUMNS_MIN and _arch(y) not in WITHOUT_GATE_GEMM
+    return columns >= GATE_GEMM_COLUMNS_MIN and dispatch.arch_of(y.device) not in WITHOUT_GATE_GEMM
 
 
 def _is_logits_gemm(y: torch.Tensor, weight: torch.Tensor, k: int) -> bool:

@@ -40,7 +40,7 @@ def served(
     if extra_rows is not None:
         sizes["K1"] = extra_rows.shape[2]
     flags = {
-        "cache": page_format(cache, _arch(q), pool, *([] if extra is None else [extra])),
+        "cache": page_format(cache, dispatch.arch_of(q.device), pool, *([] if extra is None else [extra])),
         "extra": "none" if extra is None else "rows",
         "has_length0": length is not None,
         "has_length1": extra_length is not None,
@@ -83,10 +83,6 @@ def page_format(cache: str, arch: str | None, *pools: Pool) -> str:
         return cache
     is_aligned = all(pool.data.shape[0] == 1 or pool.data.stride(0) % PAGE_ALIGN_BYTES == 0 for pool in pools)
     return "kv_fp8_aligned" if is_aligned else cache
-
-
-def _arch(q: torch.Tensor) -> str | None:
-    return dispatch.arch_of(q.device)
 
 
 def pool_sizes(pool: Pool, number: int) -> dict[str, int]:

@@ -30,7 +30,11 @@ def _serves(
     **options: Any,
 ) -> Served | None:
     """The kernel made for it, on the chips that have one."""
-    if not decode.computes(q, sink, **options) or kv.dtype != torch.bfloat16 or _arch(q) in WITHOUT_OWN_KERNEL:
+    if (
+        not decode.computes(q, sink, **options)
+        or kv.dtype != torch.bfloat16
+        or dispatch.arch_of(q.device) in WITHOUT_OWN_KERNEL
+    ):
         return None
     sizes = {"T": q.shape[0], "K": rows.shape[1], "S": kv.shape[0]}
     return Served({"H": q.shape[1]}, sizes, {"has_length": length is not None, "has_sink": sink is not None})
@@ -52,11 +56,6 @@ def _call(
     keys = (decode.narrow(rows), decode.narrow(length))
     kernel(q, kv, *keys, sink, out, lse, max_logits, scale, empty_lse)
     return out, max_logits, lse
-
-
-def _arch(q: torch.Tensor) -> str | None:
-    """The chip on which ``q`` lies, or None where that is no GPU with kernels."""
-    return dispatch.arch_of(q.device)
 
 
 def _outputs(q: torch.Tensor, softmax_scale: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

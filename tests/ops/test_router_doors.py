@@ -12,7 +12,6 @@ import dsv4
 from dsv4.runtime import dispatch
 from dsv4.runtime.errors import ContractError
 from dsv4.runtime.ops import plain
-from dsv4.runtime.ops import router as router_module
 from dsv4.runtime.ops.expert_offsets import expert_offsets
 from dsv4.runtime.ops.router import (
     GATE_GEMM_TOKENS,
@@ -69,7 +68,7 @@ def test_few_tokens_are_one_kernel_and_many_are_two_or_the_whole_gate(
     tokens: int,
     kernels: list[str],
 ) -> None:
-    monkeypatch.setattr(router_module, "_arch", lambda y: chip)
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: chip)
     y, weight = gate(tokens)
     options = {"k": K, "factor": 1.5, **choice(by_table, tokens)}
     with dsv4.trace_dispatch() as calls:

@@ -11,6 +11,7 @@ from dsv4.emulator.policy import FIXED, starving
 from dsv4.generator.build import BuildResult
 from dsv4.generator.spec import plan
 from dsv4.generator.verify import cases
+from dsv4.runtime import dispatch
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.ops import sparse_attention_prefill as door
 from dsv4.runtime.reference import sparse_attention_prefill as reference
@@ -67,7 +68,7 @@ def test_more_queries_than_ctas(built: BuildResult) -> None:
 def test_where_there_is_no_such_kernel_the_decoding_one_serves(
     served: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "_arch", lambda q: "sm_100a")
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: "sm_100a")
     torch.manual_seed(3)
     q, kv = torch.randn(2, 64, 512).bfloat16() / 10, torch.randn(70, 512).bfloat16() / 10
     rows, length = torch.randint(-1, 72, (2, 70)), torch.tensor([70, 3])

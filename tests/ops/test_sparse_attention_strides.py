@@ -53,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Any]:
     requests: list[Any] = []
     dispatch.reset()
     monkeypatch.setattr(plain, "KERNEL_DEVICES", ("cpu",))
-    monkeypatch.setattr(decode, "_arch", lambda q: "sm_100a")
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: "sm_100a")
     monkeypatch.setattr(dispatch, "serve", lambda request: requests.append(request.variant["cache"]))
     yield requests
     dispatch.reset()
