@@ -131,7 +131,8 @@ def compressor(
         cos_sin: [N, r], ``rope_table`` of the entries' first positions.
         state: [R, 2·c], the partial state of all sequences, its last row scratch; written to.
         pool: rows of D numbers; written to.
-        compression: which rows go where, see ``Compression``.
+        compression: which rows go where, see ``Compression``. Rows that ``state`` or ``pool`` has not, and tokens that
+            this step has not, are found in debug mode only; a kernel reads or writes beside the tensors for them.
         rotate_hadamard: transform the entries (the indexer's keys).
         stage_dtype: rounded to after each step; ``None`` rounds once. fake: rounding before a plain pool.
         dtype: of the arithmetic.

@@ -55,7 +55,7 @@ def expert_offsets(experts: torch.Tensor, *, count: int, align: int) -> ExpertOf
     """The permutation that sorts the routes of tokens by expert, for products grouped by expert.
 
     Args:
-        experts: i32 [T, k], each −1 (no route) or below ``count``.
+        experts: i32 [T, k], each −1 (no route) or below ``count`` (checked in debug mode).
         count: experts. align: each expert's rows start at a multiple of it.
 
     An expert's routes keep their order (by token, then by place). Raises ``ContractError``.

@@ -58,7 +58,7 @@ def _call(
     queries = torch.empty_like(q, memory_format=torch.contiguous_format)
     packed = pool.data if pool.format is PoolFormat.KV_FP8 else None
     plain = pool.data.view(-1, pool.width) if packed is None else None
-    kernel(q, kv, kv_norm, cos_sin, packed, plain, rows.to(torch.int64), queries, pool.page, eps)
+    kernel(q, kv, kv_norm, cos_sin, packed, plain, rows, queries, pool.page, eps)
     return queries
 
 
@@ -70,7 +70,7 @@ _operator = Operator(
     "kv_norm: float [D]",
     "cos_sin: wide [T, r]",
     "pool: pool [D]",
-    "rows: int [T]",
+    "rows: i64 [T]",
     check_values=_check_values,
     kernel=KernelPath(_serves, _call),
     mutates=("pool",),
@@ -98,7 +98,8 @@ def q_norm_rope_kv_insert(
         q: float [T, H, D], the product of wq_b. kv: float [T, D], the product of wkv. kv_norm: [D].
         cos_sin: [T, r], ``rope_table`` of the tokens' positions; the last r dimensions are rotated.
         pool: rows of D numbers; written to.
-        rows: i64 or i32 [T], −1 for a token that is not stored; no two others equal.
+        rows: i64 [T], −1 for a token that is not stored; no two others equal. Outside of debug mode a kernel does not
+            look whether the pool has such a row: one that it has not is written beside the pool's memory.
         stage_dtype: rounded to after each step; ``None`` rounds once, at the end.
         fake_quantize: round the first 448 dimensions by FQ64 before storing them in a plain pool.
         dtype: of the arithmetic. out_dtype: of q', by default that of ``q``.

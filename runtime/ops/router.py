@@ -230,7 +230,8 @@ def router(
         y: float [T, d], the normalised input. weight: float [E, d].
         k: experts a token. factor: what the weights of a token sum to.
         bias: [E], added for the choice alone (dense layers).
-        tid2eid, tokens: int [V, k] and [T]: the choice by token (hash layers); given together.
+        tid2eid, tokens: int [V, k] and [T]: the choice by token (hash layers); given together. Tokens from 0 to V − 1
+            and experts from 0 to E − 1 are checked in debug mode only; a kernel reads beside the tensors for others.
 
     Raises ``ContractError``. dsv4-reference §9.1.
     """

@@ -44,7 +44,7 @@ def _call(
 ) -> torch.Tensor:
     token = seed.new_empty(seed.shape)
     wide, narrow = (None, logits) if logits.dtype == torch.bfloat16 else (logits, None)
-    kernel(wide, narrow, temperature, top_k.to(torch.int64), top_p, seed, position, token)
+    kernel(wide, narrow, temperature, top_k, top_p, seed, position, token)
     return token
 
 
@@ -53,7 +53,7 @@ _operator = Operator(
     reference.sample,
     "logits: float [R, V]",
     "temperature: wide [R]",
-    "top_k: int [R]",
+    "top_k: i64 [R]",
     "top_p: wide [R]",
     "seed: i64 [R]",
     "position: i64 [R]",
@@ -76,7 +76,7 @@ def sample(
 
     Args:
         temperature: [R], ≥ 0; 0 is greedy, the lowest of equal logits.
-        top_k: int [R], only the k largest logits; 0 for all.
+        top_k: i64 [R], only the k largest logits; 0 for all.
         top_p: [R], only the most probable tokens that together reach p; 1 for all.
         seed, position: i64 [R], which alone decide the noise.
 

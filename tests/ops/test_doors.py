@@ -106,7 +106,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[s
             normal(512),
             table(2),
             Pool.allocate(6, page=2),
-            torch.tensor([3, 0], dtype=torch.int32),
+            torch.tensor([3, 0]),
         ),
         {},
     ),

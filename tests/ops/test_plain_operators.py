@@ -27,6 +27,7 @@ from dsv4.runtime.ops.linear import linear
 from dsv4.runtime.ops.lm_head import lm_head
 from dsv4.runtime.ops.mhc_head import mhc_head
 from dsv4.runtime.ops.mhc_post import mhc_post
+from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
 from dsv4.runtime.ops.mhc_pre import mhc_pre
 from dsv4.runtime.ops.moe_combine import moe_combine
 from dsv4.runtime.ops.plain import Operator
@@ -101,6 +102,11 @@ def cases() -> dict[str, Case]:
         "embed": (embed, (ints(3, high=9), torch.randn(9, 32)), {}),
         "mhc_pre": (mhc_pre, (streams, torch.randn(24, 128), torch.randn(24), torch.randn(3)), {}),
         "mhc_post": (mhc_post, (torch.randn(3, 32), streams, post, comb), {}),
+        "mhc_post_pre": (
+            mhc_post_pre,
+            (torch.randn(3, 32), streams, post, comb, torch.randn(24, 128), torch.randn(24), torch.randn(3)),
+            {},
+        ),
         "mhc_head": (mhc_head, (streams, torch.randn(4, 128), torch.randn(4), torch.randn(1)), {}),
         "rms_norm": (rms_norm, (torch.randn(3, 32), torch.randn(32)), {}),
         "rope_table": (rope_table, (ints(3, high=99), torch.rand(32)), {}),
@@ -202,6 +208,8 @@ def test_first_argument_of_another_kind(stem: str) -> None:
         ("mhc_post", 3, torch.randn(3, 4), r"comb: found shape \[3, 4\]; valid: \[T, n, n\]"),
         ("rms_norm", 1, torch.randn(31), r"rms_norm: weight: found shape \[31\]; valid: \[32\]"),
         ("q_norm_rope_kv_insert", 4, torch.zeros(8, 128), "pool: found Tensor; valid: Pool"),
+        ("q_norm_rope_kv_insert", 5, torch.arange(3).int(), "rows: found torch.int32; valid: torch.int64"),
+        ("sample", 2, torch.zeros(3).int(), "top_k: found torch.int32; valid: torch.int64"),
         ("q_norm_rope_kv_insert", 4, pool(width=64), r"pool: found shape \[64\]; valid: \[128\]"),
         ("compressor", 5, torch.zeros(9, 256), r"state: found shape \[9, 256\]; valid: \[R, 512\]"),
         ("compressor", 7, compression(2, 1, 8), r"compression: found shape \[2, 1, 8\]; valid: \[1, 1, s\]"),
@@ -241,6 +249,43 @@ def test_values_are_checked_in_debug_mode(stem: str, place: int, value: torch.Te
     wrong = [*arguments[:place], value, *arguments[place + 1 :]]
     with pytest.raises(ContractError, match=message):
         function(*wrong, **options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("phase", torch.tensor([4]), "values from 4 to 4; valid: 0 to 3"),
+        ("fresh", torch.tensor([[-1, 1, -1, 0, -1, -1, -1, -1]]), "values from -1 to 1; valid: -1 to 0"),
+        ("stored", torch.tensor([[8, -1, -1, -1, -1, -1, -1, -1]]), "values from -1 to 8; valid: -1 to 7"),
+        ("entry_rows", torch.tensor([11]), "values from 11 to 11; valid: -1 to 10"),
+        ("state_rows", torch.tensor([-2]), "values from -2 to -2; valid: -1 to 7"),
+    ],
+)
+def test_rows_of_a_compression_are_checked_in_debug_mode(field: str, value: torch.Tensor, message: str) -> None:
+    dsv4.configure(debug=True)
+    *arguments, state, written, plan = compress_call()
+    compressor(*arguments, state, written, plan)
+    before = state.clone(), written.data.clone()
+    with pytest.raises(ContractError, match=f"compression.{field}: found {message}"):
+        compressor(*arguments, state, written, plan._replace(**{field: value}))
+    assert torch.equal(state, before[0]) and torch.equal(written.data, before[1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokens": torch.tensor([0, 9, 3])}, "tokens: found values from 0 to 9; valid: 0 to 8"),
+        ({"tokens": torch.tensor([0, 2**32, 3])}, "tokens: found values from 0 to 4294967296; valid: 0 to 8"),
+        ({"tid2eid": torch.full((9, 2), -1)}, "tid2eid: found values from -1 to -1; valid: 0 to 3"),
+    ],
+)
+def test_a_table_of_experts_is_checked_in_debug_mode(changed: dict[str, torch.Tensor], message: str) -> None:
+    dsv4.configure(debug=True)
+    options = {"tid2eid": ints(9, 2, high=4), "tokens": ints(3, high=9), "k": 2, "factor": 1.5}
+    y, weight = torch.randn(3, 32), torch.randn(4, 32)
+    router(y, weight, **options)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match=f"router: {message}"):
+        router(y, weight, **{**options, **changed})  # type: ignore[arg-type]
 
 
 def flat(value: Any) -> list[torch.Tensor]:

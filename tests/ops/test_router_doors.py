@@ -149,13 +149,11 @@ def test_an_expert_beyond_the_last_is_said_in_debug_mode() -> None:
     dispatch.reset()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "ids"), [(torch.float32, torch.int64), (torch.bfloat16, torch.int32)], ids=["f32", "bf16"]
-)
-def test_tokens_of_a_row(served: list[str], dtype: torch.dtype, ids: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_tokens_of_a_row(served: list[str], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(3, 1024)).to(dtype)
-    parameters = (torch.tensor([0.0, 1.0, 0.7]), torch.tensor([0, 0, 40], dtype=ids), torch.tensor([1.0, 1.0, 0.9]))
+    parameters = (torch.tensor([0.0, 1.0, 0.7]), torch.tensor([0, 0, 40]), torch.tensor([1.0, 1.0, 0.9]))
     noise = torch.tensor([1, 2, -3]), torch.tensor([5, 6, 7])
     expected = sample_reference.sample(logits, *parameters, *noise)
     assert torch.equal(sample(logits, *parameters, *noise), expected)
