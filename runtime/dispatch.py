@@ -140,8 +140,8 @@ def configure(
     ``cache``: folder of the kernel cache (``DSV4_CACHE``). ``missing``: ``"raise"`` raises ``KernelMissing`` where no
     kernel serves a CUDA tensor, ``"reference"`` says so once and computes with PyTorch (``DSV4_MISSING``). ``debug``:
     check values too (``DSV4_DEBUG=1``). ``pdl``: take the kernels compiled for programmatic dependent launch
-    (``DSV4_PDL=1``). Calling it with no argument makes kernels that were built or chosen since the start visible.
-    Raises ``SettingError`` for a value that is not valid.
+    where there are any (``DSV4_PDL=1``). Calling it with no argument makes kernels that were built or chosen since the
+    start visible. Raises ``SettingError`` for a value that is not valid.
     """
     given = {"cache": Path(cache) if cache is not None else None, "missing": missing, "debug": debug, "pdl": pdl}
     with _state.lock:
@@ -286,7 +286,10 @@ def serve(request: Request) -> Loaded | None:
     cache = current_cache()
     if arch is not None:
         here = device_identity(_index(request.device))
-        for artifact in cache.candidates(request.op, arch, request.dims, request.variant, request.sizes, device=here):
+        # Without a kernel for dependent launch one that waits for the launch before is right, too.
+        variants = [request.variant, *([{**request.variant, "pdl": False}] if request.variant.get("pdl") else [])]
+        asked = ((request.op, arch, request.dims, variant, request.sizes) for variant in variants)
+        for artifact in (each for question in asked for each in cache.candidates(*question, device=here)):
             try:
                 return _load(artifact, request.device, capability)
             except ArtifactRefused as error:

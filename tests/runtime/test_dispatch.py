@@ -72,6 +72,28 @@ def test_kernel_is_loaded_and_run_once(
     assert first.function() == before  # the run that loads its module is not repeated
 
 
+def test_a_kernel_without_dependent_launch_serves_where_no_other_does(
+    h100: None, make: Any, support: Path, compiled: dict[str, bytes]
+) -> None:
+    plain = make(so=compiled["kernel"])
+    asked = request(variant={"pdl": True})
+    served = dispatch.serve(asked)
+    assert served is not None and served.artifact.manifest.key == plain.manifest.key
+    make("b" * 32, so=compiled["kernel"], variant={"pdl": True}, function=plain.manifest.function)
+    dsv4.configure()
+    served, other = dispatch.serve(asked), dispatch.serve(request())
+    assert served is not None and served.artifact.manifest.key == "b" * 32
+    assert other is not None and other.artifact.manifest.key == plain.manifest.key
+
+
+def test_a_kernel_for_dependent_launch_serves_nobody_else(
+    h100: None, make: Any, support: Path, compiled: dict[str, bytes]
+) -> None:
+    make(so=compiled["kernel"], variant={"pdl": True})
+    with pytest.warns(Dsv4Warning, match="no kernel"):
+        assert dispatch.serve(request()) is None
+
+
 def test_missing_kernel_raises_or_is_said_once(h100: None) -> None:
     with pytest.warns(Dsv4Warning, match=r"rms_norm on cuda:0 \(sm_90a\), .*no kernel in .*PyTorch serves") as said:
         assert dispatch.serve(request()) is None
