@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,45 @@ from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.tuned import Bucket, Device, Entry, Policy, Question
 from dsv4.tuner.bench import Bench, Measured
 from dsv4.tuner.choose import Verdict, judge
-from dsv4.tuner.protocol import Request, score_us
+from dsv4.tuner.protocol import Request, Sizes, score_us
 from dsv4.tuner.tried import Tried
 
 
-def compare(bench: Bench, default: KernelPlan, winner: KernelPlan, rounds: int) -> tuple[Verdict, Path | None]:
-    """Measure winner and default again, in turn in one process, with other inputs; and the winner's artifact."""
+@dataclass(frozen=True)
+class Comparison:
+    """A winner that is to be measured again at ``sizes``, in turn with the default in one process, on other inputs.
+    ``artifacts`` are theirs; None where one could not be built again."""
+
+    sizes: tuple[Sizes, ...]
+    artifacts: tuple[Path, Path] | None
+
+    @property
+    def winner(self) -> Path | None:
+        return self.artifacts[1] if self.artifacts else None
+
+    def measured(self, bench: Bench, rounds: int) -> Verdict:
+        """The verdict on the winner."""
+        if self.artifacts is None:
+            return Verdict(False, "the winner could not be built again")
+        request = Request(
+            artifacts=tuple(map(str, self.artifacts)),
+            sizes=self.sizes,
+            compare=True,
+            seed=bench.seed + 1,
+            rungs=(rounds,),
+            policy=bench.policy,
+        )
+        (outcome,) = bench.measure(request, limit_s=bench.limit_s)
+        if outcome.error or len(outcome.compared) != len(self.sizes):
+            why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
+            return Verdict(False, why)
+        return judge(outcome.compared)
+
+
+def comparison(bench: Bench, default: KernelPlan, winner: KernelPlan, sizes: Sequence[Sizes]) -> Comparison:
+    """Have both built."""
     first, second = (built.artifact for built in bench.builder.build([default, winner], lambda one: None))
-    if first is None or second is None:
-        return Verdict(False, "the winner could not be built again"), None
-    request = Request(
-        artifacts=(str(first), str(second)),
-        sizes=bench.sizes,
-        compare=True,
-        seed=bench.seed + 1,
-        rungs=(rounds,),
-        policy=bench.policy,
-    )
-    (outcome,) = bench.measure(request, limit_s=bench.limit_s)
-    if outcome.error or len(outcome.compared) != len(bench.sizes):
-        why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
-        return Verdict(False, why), second
-    return judge(outcome.compared), second
+    return Comparison(tuple(sizes), None if first is None or second is None else (first, second))
 
 
 def entry(

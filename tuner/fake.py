@@ -53,7 +53,12 @@ class FakeGpu:
         self.builder, self.cost_us = builder, cost_us or made_up_us
 
     def __call__(
-        self, request: Request, *, limit_s: float, progress: Callable[[Outcome], None] = lambda outcome: None
+        self,
+        request: Request,
+        *,
+        limit_s: float,
+        progress: Callable[[Outcome], None] = lambda outcome: None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> list[Outcome]:
         """One outcome per artifact; in a comparison one, that of the second."""
         if request.compare:

@@ -225,28 +225,34 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dsv4.tuner.measure", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="file that the lines are appended to")
-    answer = Answer(parser.parse_args(argv).out)
-    request = Request.model_validate_json(sys.stdin.read())
+def answer(text: str, path: Path) -> int:
+    """Answer the request ``text`` in lines that are appended to the file ``path``; an exit code."""
+    said = Answer(path)
+    request = Request.model_validate_json(text)
     if not torch.cuda.is_available():
-        answer.say("failed", error="no CUDA device: torch sees none")
+        said.say("failed", error="no CUDA device: torch sees none")
         return 2
     torch.cuda.set_device(request.device_index)
     capability = torch.cuda.get_device_capability()
     if not device_is_well():
-        answer.say("failed", error="the device does not compute: an earlier kernel may have left it broken")
+        said.say("failed", error="the device does not compute: an earlier kernel may have left it broken")
         return DEVICE_FAILED
-    answer.say("ready", device=torch.cuda.get_device_name(), capability=list(capability))
+    said.say("ready", device=torch.cuda.get_device_name(), capability=list(capability))
     try:
-        serve(request, answer, lambda artifact: load(artifact, capability))
+        serve(request, said, lambda artifact: load(artifact, capability))
     except Exception as error:
         print(one_line(error), file=sys.stderr)
         sys.stderr.flush()
         os._exit(DEVICE_FAILED)  # no destructor may touch the broken device
-    answer.say("end")
+    said.say("end")
     return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dsv4.tuner.measure", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="file that the lines are appended to")
+    out = parser.parse_args(argv).out
+    return answer(sys.stdin.read(), out)
 
 
 if __name__ == "__main__":

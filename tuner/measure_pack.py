@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +27,7 @@ from dsv4.tuner import halving, worker
 from dsv4.tuner.choose import fastest, finalist
 from dsv4.tuner.job import RESULTS_SCHEMA, Candidate, Job, Results
 from dsv4.tuner.packs import PackRefused, unpack
+from dsv4.tuner.prefork import Prefork
 from dsv4.tuner.protocol import Request, score_us
 from dsv4.tuner.tried import Tried, kept_of_check, spelled
 
@@ -204,7 +206,10 @@ def main(argv: list[str]) -> int:
 
     try:
         device = device_identity(torch.cuda.current_device())
-        results = measure_pack(options.pack, options.out, KernelCache(), device, limit_s=options.limit_s, say=say)
+        results = measure_pack(
+            options.pack, options.out, KernelCache(), device,
+            measure=partial(worker.run, start=Prefork()), limit_s=options.limit_s, say=say,
+        )  # fmt: skip
     except (Dsv4Error, worker.WorkerError, OSError) as error:
         say(f"measure_pack: {error}")
         return 1

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.resources import Refused
 from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.tuned import Bucket
 from dsv4.tuner import decide
 from dsv4.tuner.bench import Bench, Measured
-from dsv4.tuner.choose import Verdict, finalist
+from dsv4.tuner.choose import finalist
 from dsv4.tuner.cost.entry import subject
 from dsv4.tuner.cover import cover
 from dsv4.tuner.protocol import Sizes, score_us
 from dsv4.tuner.question import Settings
 from dsv4.tuner.space import Space
+from dsv4.tuner.spread import together
 from dsv4.tuner.tried import Tried
 
 
@@ -94,58 +94,46 @@ def decide_all(
     """
     default = baseline.tried()
     chosen = best_of(groups, tried, default, settings.loss)
-    made = []
-    for bucket, places, best in zip(settings.served, groups, chosen, strict=True):
+    made, comparisons = [], {}
+    for place, (bucket, places, best) in enumerate(zip(settings.served, groups, chosen, strict=True)):
         sizes = [settings.sizes[place] for place in places]
         mine = decide.as_default(baseline, places)
         served = {name: mine[name] for name in ("config", "key", "us")}
         if best is not None:
             served = {"config": best.config, "key": best.detail["artifact"], "us": best.score_us}
-        winner = Winner(bucket, sizes, mine, served)
-        artifact = None
-        if best is not None:
-            artifact = _settle(winner, best, replace(bench, sizes=tuple(sizes)), space, settings, baseline.plan)
-        elif settings.loss is not None and len(groups) > 1:
-            winner.why = f"the default is within {100 * settings.loss:g} % of the best there, or is it"
-        if artifact is not None and best is not None:
+            plan = space.plan(best.config)
+            assert not isinstance(plan, Refused)
+            comparisons[place] = decide.comparison(bench, baseline.plan, plan, sizes)
+        made.append(Winner(bucket, sizes, mine, served))
+        if best is None and settings.loss is not None and len(groups) > 1:
+            made[-1].why = f"the default is within {100 * settings.loss:g} % of the best there, or is it"
+    tasks = [partial(each.measured, bench, settings.compare_rounds) for each in comparisons.values()]
+    verdicts = dict(zip(comparisons, together(bench.measure, tasks), strict=True))
+    for place, winner in enumerate(made):
+        best, verdict = chosen[place], verdicts.get(place)
+        artifact = comparisons[place].winner if place in comparisons else None
+        if verdict is not None:
+            winner.compared, winner.speedup, winner.why = verdict.compared, verdict.speedup, verdict.why
+            if verdict.wins and settings.is_fake:
+                winner.why = f"{verdict.why}; the times are made up, so nothing is kept"
+        if settings.is_fake:
+            continue
+        cache.refresh()
+        if best is not None and verdict is not None and verdict.wins and artifact is not None:
             entry = decide.entry(
                 Artifact.read(artifact).manifest,
                 device=settings.device,
-                bucket=bucket,
+                bucket=winner.bucket,
                 policy=settings.policy,
                 winner=best,
-                default=mine,
-                verdict=Verdict(True, winner.why, winner.speedup, winner.compared),
+                default=winner.default,
+                verdict=verdict,
                 tried=tried,
                 refused=refused,
                 study=study,
             )
-            cache.refresh()
             winner.chosen, winner.entry = True, cache.keep(entry).name
             winner.best["key"] = artifact.name
-        elif not settings.is_fake:  # the default was measured to be the fastest: a prediction of another serves no more
-            cache.refresh()
-            cache.drop_predicted(subject(baseline.plan, bucket, settings.device.sms))
-        made.append(winner)
+        else:  # the default was measured to be the fastest: a prediction of another serves no more
+            cache.drop_predicted(subject(baseline.plan, winner.bucket, settings.device.sms))
     return made
-
-
-def _settle(
-    winner: Winner,
-    best: Tried,
-    bench: Bench,
-    space: Space,
-    settings: Settings,
-    default: KernelPlan,
-) -> Path | None:
-    """Fill in how ``winner`` compares; its artifact if it is to be kept."""
-    plan = space.plan(best.config)
-    assert not isinstance(plan, Refused)
-    verdict, artifact = decide.compare(bench, default, plan, settings.compare_rounds)
-    winner.compared, winner.speedup, winner.why = verdict.compared, verdict.speedup, verdict.why
-    if not verdict.wins or artifact is None:
-        return None
-    if settings.is_fake:
-        winner.why = f"{verdict.why}; the times are made up, so nothing is kept"
-        return None
-    return artifact

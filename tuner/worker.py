@@ -15,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dsv4.tuner.protocol import Event, Request, Timing
 
@@ -28,6 +29,42 @@ MEASURE = (sys.executable, "-m", "dsv4.tuner.measure")
 
 class WorkerError(Exception):
     """No worker can be had: it does not start, or the device does not come back. One line."""
+
+
+class Stopped(Exception):
+    """Somebody asked for the end while a worker was at work; it was killed."""
+
+
+class Process(Protocol):
+    """What is needed of a started worker, which leads a process group (``subprocess.Popen``)."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+
+Start = Callable[[Request, Path, Path], Process]
+"""Starts a worker that answers a request: its lines go to the first file, its words to the second."""
+
+
+def spawn(request: Request, events: Path, log: Path, command: Sequence[str] = MEASURE) -> Process:
+    """A worker as a new process (``Start``)."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, "--out", str(events)],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(request.model_dump_json().encode())
+        process.stdin.close()
+    return process
 
 
 @dataclass
@@ -67,7 +104,9 @@ def run(
     limit_s: float,
     progress: Callable[[Outcome], None] = lambda outcome: None,
     command: Sequence[str] = MEASURE,
+    start: Start | None = None,
     start_limit_s: float = START_LIMIT_S,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Answer ``request``, in as many worker processes as it takes; one outcome per artifact, in their order.
 
@@ -75,15 +114,19 @@ def run(
     timed in turn count as a whole: after a worker's end those that did not fail are timed anew, without the culprit,
     but not checked again. An incumbent that fails is left out of the rest, and ``progress`` is told of it.
 
+    Workers are new processes by ``command``, or whatever ``start`` begins. ``is_stopped`` is asked again and again;
+    once it says so the worker is killed and ``Stopped`` raised.
+
     Raises ``WorkerError`` where a worker does not get ready, and where the default fails that others are set beside.
     In a comparison there is one outcome, that of the second artifact.
     """
+    begin = start or partial(spawn, command=command)
     wanted = request.artifacts[1:] if request.compare else request.artifacts
     done: dict[str, Outcome] = {}
     checks: dict[str, dict[str, Any]] = {}
     while left := tuple(name for name in wanted if name not in done):
         part = request if request.compare else request.model_copy(update={"artifacts": left})
-        found, culprit = _one_worker(part, left, limit_s, command, start_limit_s)
+        found, culprit = _one_worker(part, left, limit_s, begin, start_limit_s, is_stopped)
         checks |= {name: outcome.checked for name, outcome in found.items() if outcome.checked}
         if culprit in request.beside[:1]:
             raise WorkerError(f"the default failed while others took turns with it: {found[culprit].error}")
@@ -99,27 +142,31 @@ def run(
     return [done[name] for name in wanted]
 
 
+def on(device_index: int, start: Start) -> Callable[..., list[Outcome]]:
+    """``run`` with workers of ``start`` on the GPU ``device_index``."""
+
+    def measure(request: Request, **more: Any) -> list[Outcome]:
+        return run(request.model_copy(update={"device_index": device_index}), start=start, **more)
+
+    return measure
+
+
 def _one_worker(
-    request: Request, wanted: tuple[str, ...], limit_s: float, command: Sequence[str], start_limit_s: float
+    request: Request,
+    wanted: tuple[str, ...],
+    limit_s: float,
+    start: Start,
+    start_limit_s: float,
+    is_stopped: Callable[[], bool],
 ) -> tuple[dict[str, Outcome], str]:
     """What a worker got to, at least one, and the one that it was at when it ended too early (empty if it did not)."""
     with tempfile.TemporaryDirectory(prefix="dsv4-measure-") as folder:
         events, log = Path(folder) / "events", Path(folder) / "log"
         events.touch()
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*command, "--out", str(events)],
-                stdin=subprocess.PIPE,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log.touch()
+        process = start(request, events, log)
         try:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(request.model_dump_json().encode())
-                process.stdin.close()
-            seen, why = _watch(process, events, limit_s, start_limit_s)
+            seen, why = _watch(process, events, limit_s, start_limit_s, is_stopped)
         finally:
             kill_group(process)
         if why and not any(event.event == "begin" for event in seen):
@@ -137,7 +184,7 @@ def _one_worker(
 
 
 def _watch(
-    process: subprocess.Popen[bytes], events: Path, limit_s: float, start_limit_s: float
+    process: Process, events: Path, limit_s: float, start_limit_s: float, is_stopped: Callable[[], bool]
 ) -> tuple[list[Event], str]:
     """Read lines until the worker ends or is silent for too long. All events, and why it ended (empty if well)."""
     seen: list[Event] = []
@@ -145,20 +192,21 @@ def _watch(
     deadline = time.monotonic() + start_limit_s
     with events.open() as stream:
         while True:
-            ended = process.poll() is not None
+            code = process.poll()
             pending += stream.read()
             *lines, pending = pending.split("\n")
             if lines:
                 seen += [Event.model_validate_json(line) for line in lines]
                 if seen[-1].event in ("ready", "begin", "checked", "measured", "compared", "failed"):
                     deadline = time.monotonic() + (start_limit_s if seen[-1].event == "ready" else limit_s)
-            if ended:
-                code = process.returncode
+            if code is not None:
                 well = code == 0 and any(event.event == "end" for event in seen)
                 return seen, "" if well else _exit_words(code)
             if time.monotonic() > deadline:
                 began = any(event.event == "begin" for event in seen)
                 return seen, f"no answer within {limit_s if began else start_limit_s:g} s: killed"
+            if is_stopped():
+                raise Stopped
             time.sleep(0.02)
 
 
@@ -195,7 +243,7 @@ def _tail(log: Path) -> str:
     return f" ({lines[-1].strip()[:200]})" if lines else ""
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: Process) -> None:
     """End the worker and everything that it started. It leads its own group, which lives as long as it is unreaped."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):

@@ -140,16 +140,19 @@ def test_a_builder_that_is_stopped_forgets_and_goes_on(cache):
 
 
 def test_on_a_gpu_the_next_batch_is_compiled_meanwhile_unless_that_would_be_timed(cache, monkeypatch):
-    monkeypatch.setattr("dsv4.tuner.gpu.require_gpu", lambda plan, by: 0)
+    monkeypatch.setattr("dsv4.tuner.gpu.require_gpus", lambda plan, by, wanted: list(range(int(wanted))))
     monkeypatch.setattr("dsv4.tuner.gpu.gpu_lock", lambda root, index: root / "gpu.lock")
     monkeypatch.setattr("dsv4.runtime.identity.device_identity", lambda index: GPU)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
 
     def builder(**more):
-        return measuring("gpu", TARGET.default(), cache, **{"jobs": 0, "prebuilt": False, "by": "sweep", **more})[1]
+        return measuring(
+            "gpu", TARGET.default(), cache, **{"jobs": 0, "prebuilt": False, "by": "sweep", **more}
+        ).builder
 
     ahead = builder()
     assert isinstance(ahead, Ahead) and ahead.builder.jobs == 7  # a core is left to the measuring process
+    assert builder(gpus="3").builder.jobs == 5
     assert builder(jobs=3).builder.jobs == 3
     alone = builder(ahead=False)
     assert isinstance(alone, Compiler) and alone.jobs == 8

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from dsv4.generator.console import UsageError
 from dsv4.generator.spec import SpecError
+from dsv4.tuner.commands import options
 from dsv4.tuner.target import Target, changes, rank, ranked, resident_ctas
 from dsv4.tuner.tried import spelled
 
@@ -84,3 +87,25 @@ def test_an_empty_space_says_which_constraint_emptied_it(target, words):
     with pytest.raises(UsageError) as caught:
         target.space()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_auto_is_the_arch_of_this_machines_gpu(monkeypatch):
+    cuda = options_torch(monkeypatch, (10, 3))
+    assert options.resolve_arch("auto") == "sm_100a" and options.resolve_arch("sm_90a") == "sm_90a"
+    assert options.make_target("rms_norm", "auto", None, ["d=512"], [], []).arch == "sm_100a"
+    cuda.capability = (8, 0)
+    with pytest.raises(UsageError, match="--arch: found 'auto' on a Some GPU; valid: on sm_100a, sm_90a"):
+        options.resolve_arch("auto")
+    cuda.capability = None
+    with pytest.raises(UsageError, match="--arch: found 'auto' on a machine without a GPU; valid: sm_100a, sm_90a"):
+        options.resolve_arch("auto")
+
+
+def options_torch(monkeypatch, capability):
+    """Stands for ``torch.cuda`` with one GPU of ``capability``; None for a machine without one."""
+    cuda = SimpleNamespace(capability=capability, get_device_name=lambda: "Some GPU")
+    cuda.is_available = lambda: cuda.capability is not None
+    cuda.get_device_capability = lambda: cuda.capability
+    for name in ("is_available", "get_device_capability", "get_device_name"):
+        monkeypatch.setattr(f"torch.cuda.{name}", getattr(cuda, name))
+    return cuda

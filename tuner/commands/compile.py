@@ -31,6 +31,7 @@ def compile_candidates(
     Example: dsv4-tune compile --op fmha --arch sm_90a --dims D=128 --limit 40
     """
     wanted = options.make_target(op, arch, model, dims, variant, pinned)
+    arch = wanted.arch
     cache = options.usable_cache()
     plans = list(islice(ranked(wanted.space(), wanted.default()), limit))
     done = 0

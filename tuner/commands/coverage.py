@@ -41,6 +41,7 @@ def print_coverage(
 
     Example: dsv4-tune coverage --model flash --arch sm_90a --batch 64 --context 8192
     """
+    arch = options.resolve_arch(arch)
     select.Selection(None, arch)
     if (calls is None) == (model is None):
         found = "neither" if calls is None else "both"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from dsv4.generator.console import UsageError
+from dsv4.generator.console import UsageError, err
 from dsv4.generator.kernel import KernelPlan
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Device
 from dsv4.tuner import builders, fake, worker
 from dsv4.tuner.bench import Measurer
+from dsv4.tuner.prefork import Prefork
+from dsv4.tuner.spread import Spread
 
 MEASURES = ("gpu", "fake")
 
@@ -20,26 +24,50 @@ def require_measure(measure: str) -> None:
         raise UsageError(f"--measure: found '{measure}'; valid: {', '.join(MEASURES)}")
 
 
-def measuring(
-    measure: str, plan: KernelPlan, cache: KernelCache, *, jobs: int, prebuilt: bool, by: str, ahead: bool = True
-) -> tuple[Device, builders.Builder, Measurer]:
-    """The device, the builder and the measurer of ``--measure``. Raises UsageError where this machine's GPU cannot run
-    ``plan``, or has none, in the name of the command ``by``.
+@dataclass(frozen=True)
+class Means:
+    """``gpus``: how many measure at the same time."""
 
-    With ``ahead`` what is measured next is compiled meanwhile, on all cores but one: not for calls that are launched
-    one by one, which would be slowed down by it.
+    device: Device
+    builder: builders.Builder
+    measure: Measurer
+    gpus: int = 1
+
+
+def measuring(
+    measure: str,
+    plan: KernelPlan,
+    cache: KernelCache,
+    *,
+    jobs: int,
+    prebuilt: bool,
+    by: str,
+    ahead: bool = True,
+    gpus: str = "1",
+    say: Callable[[str], None] = lambda text: err.print(text, markup=False),
+) -> Means:
+    """The device, the builder and the measurer of ``--measure``. Raises UsageError where this machine's GPUs cannot run
+    ``plan``, or are not as many as ``gpus`` asks for, in the name of the command ``by``.
+
+    With ``ahead`` what is measured next is compiled meanwhile, on all cores but one for each GPU: not for calls that
+    are launched one by one, which would be slowed down by it.
     """
+    from dsv4.tuner.gpu import parse_gpus
+
+    count = parse_gpus(gpus)
     if measure == "fake":
         made_up = fake.FakeBuilder()
-        return fake.DEVICE, made_up, fake.FakeGpu(made_up)
+        several = [fake.FakeGpu(made_up) for _ in range(count or 1)]
+        return Means(fake.DEVICE, made_up, Spread(several) if len(several) > 1 else several[0], len(several))
     from dsv4.runtime.identity import device_identity
-    from dsv4.tuner.gpu import exclusively, gpu_lock, require_gpu
+    from dsv4.tuner.gpu import exclusively, gpu_lock, require_gpus
 
-    index = require_gpu(plan, by)
+    indices = require_gpus(plan, by, gpus)
     cores = os.cpu_count() or 1
     builder: builders.Builder = builders.Prebuilt(cache)
     if not prebuilt and ahead:
-        builder = builders.Ahead(builders.Compiler(cache, jobs or max(1, cores - 1)))
+        builder = builders.Ahead(builders.Compiler(cache, jobs or max(1, cores - len(indices))))
     elif not prebuilt:
         builder = builders.Compiler(cache, jobs or cores)
-    return device_identity(index), builder, exclusively(worker.run, gpu_lock(cache.root, index))
+    each = [exclusively(worker.on(index, start=Prefork()), gpu_lock(cache.root, index)) for index in indices]
+    return Means(device_identity(indices[0]), builder, Spread(each, say) if len(each) > 1 else each[0], len(each))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # with them come torch's and Optuna's imports, for a command 
     from dsv4.tuner.question import Settings
     from dsv4.tuner.tune_model import Turn
 
+BATCH = 8
+"""Configurations of a GPU that are measured together."""
+
 ModelName = Annotated[str, typer.Option("--model", help="flash, pro, tiny, or a config.json.")]
 Batch = Annotated[list[int], typer.Option("--batch", help="Sequences of a decode step; repeatable.")]
 Context = Annotated[list[int], typer.Option("--context", help="Positions of a sequence; repeatable.")]
@@ -50,6 +53,7 @@ def tune_whole_model(
     jobs: options.Jobs = 0,
     seed: options.Seed = 0,
     limit_s: options.LimitSeconds = 60.0,
+    gpus: options.Gpus = "1",
     prebuilt: options.Prebuilt = False,
     measure: options.Measure = "gpu",
     json: options.Json = False,
@@ -62,6 +66,7 @@ def tune_whole_model(
 
     Example: dsv4-tune model --model flash --arch sm_90a --batch 1 --batch 64 --context 8192 --plan
     """
+    arch = options.resolve_arch(arch)
     select.Selection(None, arch)
     if device is not None and not plan:
         raise UsageError("--device: found it without --plan; valid: with --plan (tuning is for this machine's GPU)")
@@ -81,7 +86,7 @@ def tune_whole_model(
         else:
             model_view.print_plan(steps, work, here)
         return
-    turns = _tune(work, cache, limits, loss, storage, jobs, seed, limit_s, prebuilt, measure)
+    turns = _tune(work, cache, limits, loss, storage, jobs, seed, limit_s, gpus, prebuilt, measure)
     if json:
         print_json(model_view.turns_data(steps, turns))
     else:
@@ -115,6 +120,7 @@ def _tune(
     jobs: int,
     seed: int,
     limit_s: float,
+    gpus: str,
     prebuilt: bool,
     measure: str,
 ) -> list[Turn]:
@@ -127,21 +133,26 @@ def _tune(
     except ModuleNotFoundError as missing:
         raise UsageError(f"model needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
     first = tune_model.require_work(work)
-    here, builder, measurer = measuring(
-        measure, first.target.default(), cache, jobs=jobs, prebuilt=prebuilt, by="model"
-    )
+    means = measuring(measure, first.target.default(), cache, jobs=jobs, prebuilt=prebuilt, by="model", gpus=gpus)
+    here, builder = means.device, means.builder
     require_writable(cache)
     for job in work:
         job.look(cache, here)
     settings: Settings = Settings(
-        here, (), limits, seed=seed, limit_s=limit_s, loss=None if loss is None else loss / 100
+        here,
+        (),
+        limits,
+        batch=BATCH * means.gpus,
+        seed=seed,
+        limit_s=limit_s,
+        loss=None if loss is None else loss / 100,
     )
     missing_kernels = tune_model.without_kernel(work)
     with progress_bar("defaults", len(missing_kernels)) as advance:
         tune_model.build_defaults(missing_kernels, builder, lambda one: advance(one.plan.name))
     try:
         turns = tune_model.tune_model(
-            work, settings, cache=cache, builder=builder, measure=measurer, watching=watching,
+            work, settings, cache=cache, builder=builder, measure=means.measure, watching=watching,
             storage=open_storage(storage) if storage else None,
         )  # fmt: skip
     except WorkerError as error:

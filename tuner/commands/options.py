@@ -12,6 +12,7 @@ from dsv4.generator.commands.select import Json as Json
 from dsv4.generator.commands.select import Model as Model
 from dsv4.generator.commands.select import Variant as Variant
 from dsv4.generator.console import UsageError, parse_assignments, parse_sizes
+from dsv4.generator.spec import list_archs
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Policy
 from dsv4.tuner import buckets, shapes
@@ -19,7 +20,7 @@ from dsv4.tuner.protocol import Sizes
 from dsv4.tuner.target import Target
 
 Op = Annotated[str, typer.Option("--op", help="The operator.")]
-Arch = Annotated[str, typer.Option("--arch", help="sm_90a or sm_100a.")]
+Arch = Annotated[str, typer.Option("--arch", help="sm_90a, sm_100a, or auto: this machine's GPU.")]
 Set = Annotated[list[str], typer.Option("--set", help="Hold a tunable at NAME=VALUE; repeatable.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Compile processes (0: the number of cores).")]
 Shape = Annotated[list[str], typer.Option("--shape", help="Measure at NAME=SIZE,…; repeatable.")]
@@ -35,6 +36,7 @@ Patience = Annotated[
 ]
 Loss = Annotated[float | None, typer.Option("--loss", min=0.0, help="Few kernels: percent over the best of a bucket.")]
 LimitSeconds = Annotated[float, typer.Option("--limit-s", min=1.0, help="Seconds a kernel may be silent.")]
+Gpus = Annotated[str, typer.Option("--gpus", help="GPUs of this machine that measure together: a number, or all.")]
 Prebuilt = Annotated[bool, typer.Option("--prebuilt", help="Try only what the cache holds; compile nothing.")]
 Measure = Annotated[
     str, typer.Option("--measure", help="gpu, or fake: made-up times, to try the tuner; nothing is kept.")
@@ -45,14 +47,34 @@ Storage = Annotated[
     typer.Option("--storage", help="Where studies are kept: a journal's file, sqlite:///FILE, postgresql://…"),
 ]
 
+AUTO = "auto"
+
 
 def make_target(
     op: str, arch: str, model: str | None, dims: list[str], variant: list[str], pinned: list[str]
 ) -> Target:
     """The options of every command as a target. Raises UsageError."""
+    arch = resolve_arch(arch)
     select.Selection(op, arch, model)
     sizes = parse_sizes("--dims", dims)
     return Target(op, arch, model, sizes, parse_assignments("--variant", variant), parse_assignments("--set", pinned))
+
+
+def resolve_arch(arch: str) -> str:
+    """``auto`` as the arch of this machine's GPU, everything else as it is. Raises UsageError where there is none."""
+    if arch != AUTO:
+        return arch
+    import torch
+
+    from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
+
+    valid = ", ".join(list_archs())
+    if not torch.cuda.is_available():
+        raise UsageError(f"--arch: found '{AUTO}' on a machine without a GPU; valid: {valid}")
+    found = ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability())
+    if found is None:
+        raise UsageError(f"--arch: found '{AUTO}' on a {torch.cuda.get_device_name()}; valid: on {valid}")
+    return found
 
 
 def make_policy(launch: str, l2: str) -> Policy:

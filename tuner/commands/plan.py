@@ -32,6 +32,7 @@ def plan_search(
     Example: dsv4-tune plan --op fmha --arch sm_100a --dims D=128 --set tile_n=128
     """
     wanted = options.make_target(op, arch, model, dims, variant, pinned)
+    arch = wanted.arch
     space, default = wanted.space(), wanted.default()
     found = _survey(space)
     if not found.fitting:

@@ -70,6 +70,7 @@ def predict_configurations(
     if op not in known_ops():
         raise UsageError(f"--op: the cost model does not know {op}; valid: {', '.join(known_ops())}")
     wanted = options.make_target(op, arch, model, dims, variant, pinned)
+    arch = wanted.arch
     sizes, bounds = options.make_shapes(op, shape, bucket)
     calibration = shipped()
     predictor = Predictor(op, sizes, rates(arch), calibration.of())

@@ -37,10 +37,13 @@ def sweep_configurations(
     storage: options.Storage = None,
     launch: options.Launch = "graph",
     l2: options.L2 = "cold",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Configurations compiled and measured together.")] = 8,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Configurations of a GPU that are measured together.")
+    ] = 8,
     jobs: options.Jobs = 0,
     seed: options.Seed = 0,
     limit_s: options.LimitSeconds = 60.0,
+    gpus: options.Gpus = "1",
     prebuilt: options.Prebuilt = False,
     preflight: Annotated[
         bool, typer.Option("--preflight", help="Run each configuration in the emulator first; a finding keeps it out.")
@@ -54,7 +57,7 @@ def sweep_configurations(
     """Tune on this machine's GPU: compile, check against float64, measure, keep the winner in the cache.
 
     A kernel that hangs or faults costs only itself. Ctrl-C and kill lose nothing: the same command goes on from there,
-    and several at once share the study.
+    and several at once share the study. With --gpus the GPUs of this machine share the work of one sweep.
 
     Several buckets, each with a winner of its own: --bucket T=1:64 --bucket T=65:, or --bucket auto for one a shape;
     with --loss 3 by the fewest configurations that are within 3 % of the best in each.
@@ -62,6 +65,7 @@ def sweep_configurations(
     Example: dsv4-tune sweep --op rms_norm --arch sm_90a --budget 10m --patience 60
     """
     wanted = options.make_target(op, arch, model, dims, variant, pinned)
+    arch = wanted.arch
     parsed = Budget.parse(budget, patience)
     sizes, served = options.make_buckets(op, shape, bucket)
     if loss is not None and len(served) == 1:
@@ -81,11 +85,12 @@ def sweep_configurations(
     if sampler not in SAMPLERS:
         raise UsageError(f"--sampler: found '{sampler}'; valid: {', '.join(SAMPLERS)}")
     cache = options.usable_cache()
-    device, builder, measurer = measuring(
-        measure, wanted.default(), cache, jobs=jobs, prebuilt=prebuilt, by="sweep", ahead=launch == "graph"
+    means = measuring(
+        measure, wanted.default(), cache, jobs=jobs, prebuilt=prebuilt, by="sweep", ahead=launch == "graph", gpus=gpus
     )
+    device = means.device
     settings = Settings(
-        device, sizes, parsed, sampler=sampler, batch=batch, seed=seed, limit_s=limit_s, buckets=served,
+        device, sizes, parsed, sampler=sampler, batch=batch * means.gpus, seed=seed, limit_s=limit_s, buckets=served,
         loss=None if loss is None else loss / 100, policy=policy, retry_quarantined=retry_quarantined,
     )  # fmt: skip
     check_first: bench.Preflight | None = None
@@ -96,7 +101,7 @@ def sweep_configurations(
     with watching(f"{op} on {arch}", parsed) as (say, watch):
         try:
             result = sweep.sweep(
-                wanted, settings, cache=cache, builder=builder, measure=measurer,
+                wanted, settings, cache=cache, builder=means.builder, measure=means.measure,
                 storage=open_storage(storage) if storage else None,
                 say=say, watch=watch, preflight=check_first, seeds=in_turn(starts(cache, wanted, sizes, device.name)),
             )  # fmt: skip
