@@ -142,7 +142,7 @@ def launched(
     scale = KV_WIDTH**-0.5 if softmax_scale is None else softmax_scale
     *first, page = pool_arguments(pool)
     *second, second_page = pool_arguments(extra)
-    keys = (narrow(rows), narrow(length))
+    keys, sink = (narrow(rows), narrow(length)), dense(sink)
     kernel(q, *first, *keys, *second, *extra_keys, sink, out, lse, max_logits, page, second_page, scale, empty_lse)
     return out, lse
 
@@ -153,6 +153,11 @@ def narrow(numbers: torch.Tensor | None) -> torch.Tensor | None:
         return None
     numbers = numbers.to(torch.int32)
     return numbers if numbers.stride(-1) == 1 else numbers.contiguous()
+
+
+def dense(sink: torch.Tensor | None) -> torch.Tensor | None:
+    """The logits one behind the other, as the kernel wants them."""
+    return sink if sink is None or sink.stride(0) == 1 else sink.contiguous()
 
 
 _operator = Operator(

@@ -54,7 +54,7 @@ def _call(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     out, lse, max_logits, scale = _outputs(q, softmax_scale)
     keys = (decode.narrow(rows), decode.narrow(length))
-    kernel(q, kv, *keys, sink, out, lse, max_logits, scale, empty_lse)
+    kernel(q, kv, *keys, decode.dense(sink), out, lse, max_logits, scale, empty_lse)
     return out, max_logits, lse
 
 
@@ -102,7 +102,8 @@ def _call_as_decoding(
     out, lse, max_logits, scale = _outputs(q, softmax_scale)
     keys = (decode.narrow(rows[:, None]), decode.narrow(length))
     numbers = (out[:, None], lse[..., None], max_logits[..., None])
-    kernel(q[:, None], None, kv, *keys, *[None] * 6, sink, *numbers, 1, 1, scale, empty_lse)
+    keys += (*[None] * 6, decode.dense(sink))
+    kernel(q[:, None], None, kv, *keys, *numbers, 1, 1, scale, empty_lse)
     return out, max_logits, lse
 
 

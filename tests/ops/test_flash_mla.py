@@ -24,6 +24,11 @@ def apart(tensor: torch.Tensor) -> torch.Tensor:
     return view
 
 
+def every_other(numbers: torch.Tensor) -> torch.Tensor:
+    """The same numbers, two elements apart, with a one between them."""
+    return torch.stack((numbers, torch.ones_like(numbers)), -1)[:, 0]
+
+
 def cache(rows: int, page: int, dtype: torch.dtype) -> tuple[torch.Tensor, Pool]:
     """FlashMLA's envelope [pages, P, 1, 584] over packed pages, and the pool below it; other rows are NaN."""
     data = torch.full((-(-rows // page) + 1, page_bytes(PoolFormat.KV_FP8, page)), 0xFF, dtype=torch.uint8)
@@ -74,11 +79,11 @@ def decode_arguments(dtype: torch.dtype, heads: int = 64) -> tuple[dict[str, Any
         "tile_scheduler_metadata": flash_mla.get_mla_metadata()[0],
         "is_fp8_kvcache": True,
         "indices": apart(index),
-        "attn_sink": torch.tensor([math.inf, -math.inf, 0.5, 2.0]).repeat(heads // 4),
+        "attn_sink": every_other(torch.tensor([math.inf, -math.inf, 0.5, 2.0]).repeat(heads // 4)),
         "extra_k_cache": extra_cache,
         "extra_indices_in_kvcache": apart(extra_index),
-        "topk_length": torch.tensor([100, 128, 0], dtype=torch.int32),
-        "extra_topk_length": torch.tensor([64, 0, 17], dtype=torch.int32),
+        "topk_length": every_other(torch.tensor([100, 128, 0], dtype=torch.int32)),
+        "extra_topk_length": every_other(torch.tensor([64, 0, 17], dtype=torch.int32)),
     }
     return given, pool, extra
 
@@ -118,7 +123,8 @@ def test_prefill(served: list[str], with_length: bool) -> None:
     index = indices(5, 1, 128, 70)
     index[3] = 70
     length = torch.tensor([128, 0, 3, 128, 77], dtype=torch.int32) if with_length else None
-    sink = torch.tensor([math.inf, -math.inf, 0.5, 2.0]).repeat(16)
+    sink = every_other(torch.tensor([math.inf, -math.inf, 0.5, 2.0]).repeat(16))
+    length = None if length is None else every_other(length)
     out, max_logits, lse = flash_mla.flash_mla_sparse_fwd(q, kv, apart(index), 0.5, attn_sink=sink, topk_length=length)
     assert served == ["sparse_attention_prefill"]
     pool = Pool(kv.contiguous(), PoolFormat.PLAIN, 1)
