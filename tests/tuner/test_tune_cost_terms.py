@@ -67,4 +67,28 @@ def test_of_decoding_sequences_few_complete_an_entry():
     target = Target("compressor", "sm_90a", dims={"m": 128, "D": 512})
     few, more = (count(target.default(), {"T": tokens})[0] for tokens in (1, 64))
     rows = 64 * 128 * 512 * 8  # what 64 entries would be made of, in f32
-    assert more.hbm_bytes < 0.1 * rows and more.of_a_thread < few.of_a_thread  # most CTAs leave at once
+    assert more.hbm_bytes < 0.1 * rows and more.of_a_thread == few.of_a_thread
+    assert more.instructions / few.instructions == pytest.approx((8 + 64) / 16)  # most CTAs leave at once
+    assert more.ctas > 2 * more.slots and more.waves == 1  # and hold no place of those that stay
+    assert more.share <= 1 / 64
+
+
+def test_a_loops_own_cycles_lie_under_what_its_bytes_take():
+    target = Target("router_logits", "sm_90a", dims={"d": 4096, "E": 256})
+    (few,) = count(target.space().plan({"tile_n": 16, "stages": 2, "opt_level": 3}), {"T": 256, "S": 1})
+    (many,) = count(target.space().plan({"tile_n": 16, "stages": 6, "opt_level": 3}), {"T": 256, "S": 1})
+    chip, more = rates("sm_90a"), replace(few, loop_cycles=2 * few.loop_cycles)
+    late, early = predict([few], chip, Coefficients()), predict([many], chip, Coefficients())
+    assert late.bound == "in_flight" and early.bound == "serial"
+    assert predict([more], chip, Coefficients()).us < 1.3 * late.us
+    assert predict([replace(many, loop_cycles=2 * many.loop_cycles)], chip, Coefficients()).us > 1.3 * early.us
+
+
+def test_an_idle_memory_answers_sooner_than_a_busy_one():
+    target = Target("router_logits", "sm_90a", dims={"d": 4096, "E": 256})
+    (idle,) = count(target.space().plan({"tile_n": 16, "stages": 2, "opt_level": 3}), {"T": 256, "S": 1})
+    chip, c = rates("sm_90a"), Coefficients()
+    steps = idle.l2_bytes / (idle.in_flight * idle.ctas)
+    assert predict([idle], chip, c).parts["in_flight"] == pytest.approx(steps * c.trip_us, rel=0.1)
+    busy = replace(idle, hbm_bytes=steps * c.latency_us * chip.hbm_bytes * c.hbm_share)
+    assert predict([busy], chip, c).parts["in_flight"] == pytest.approx(steps * c.latency_us)

@@ -20,10 +20,11 @@ class LaunchCounts:
     (``of_a_thread``: of one thread in its life).
 
     ``resident`` CTAs fit an SM, ``slots`` the chip; the busiest SM has ``share`` of the work that is bound to an SM.
-    ``waves``: rounds of CTAs. ``turns``: units of the busiest CTA. ``in_flight``
-    bytes of a CTA that loads in a loop. The rest, of one CTA:
-    ``trips`` to memory one after another, barriers of the CTA and of the cluster, dependent ``cycles``; ``turn_*`` the
-    same for each further unit. ``overlap``: the limits of an SM hide one another.
+    ``waves``: rounds of CTAs. ``turns``: units of the busiest CTA. CTAs that leave at once count among ``ctas``, which
+    the chip starts, and nowhere else. ``in_flight`` bytes of a CTA that loads in a loop. The rest, of one CTA:
+    ``trips`` to memory one after another, barriers of the CTA and of the cluster, dependent ``cycles``, those of its
+    loop in ``loop_cycles``; ``turn_*`` the same for each further unit. ``overlap``: the limits of an SM hide one
+    another.
     """
 
     ctas: int
@@ -45,6 +46,7 @@ class LaunchCounts:
     syncs: float
     cluster_syncs: float
     cycles: float
+    loop_cycles: float
     turn_trips: float
     turn_syncs: float
     turn_cluster_syncs: float
@@ -128,18 +130,19 @@ class _Launch:
         given = {name: self.number(name) for name in _PLAIN}
         work_bytes = float(self.scope.get("bytes", 0)) if self.rule.bytes is None else self.number("bytes")
         of_one = 1 / (units * max(1.0, self.number("unit_ctas")))
+        at_work = max(1, ctas - int(self.number("leaving")))
         return LaunchCounts(
             ctas=ctas,
             resident=resident,
             slots=slots,
-            waves=-(-ctas // slots),
+            waves=-(-at_work // slots),
             turns=turns,
-            share=min(1.0, -(-ctas // (slots // resident)) * turns * of_one),
+            share=min(1.0, -(-at_work // (slots // resident)) * turns * of_one * ctas / at_work),
             hbm_bytes=work_bytes,
             l2_bytes=work_bytes if self.rule.l2_bytes is None else self.number("l2_bytes"),
             mma_flop=self.number("mma"),
             mma_sync_flop=self.number("mma_sync"),
-            instructions=self.number("instructions") * ctas * self.budget.threads / 32,
+            instructions=self.number("instructions") * at_work * self.budget.threads / 32,
             of_a_thread=self.number("instructions"),
             in_flight=None if self.rule.in_flight is None else self.number("in_flight"),
             overlap=bool(self.number("overlap")),
@@ -158,7 +161,7 @@ class _Launch:
 
 
 _PLAIN = (
-    "exp2", "smem_bytes", "trips", "syncs", "cluster_syncs", "cycles",
+    "exp2", "smem_bytes", "trips", "syncs", "cluster_syncs", "cycles", "loop_cycles",
     "turn_trips", "turn_syncs", "turn_cluster_syncs", "turn_cycles",
 )  # fmt: skip
 

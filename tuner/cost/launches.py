@@ -27,6 +27,7 @@ class LaunchRule(Strict):
     ctas: Expr
     units: Expr | None = None
     unit_ctas: Expr = ONE
+    leaving: Expr = ZERO
     bytes: Expr | None = None
     l2_bytes: Expr | None = None
     mma: Expr = ZERO
@@ -40,6 +41,7 @@ class LaunchRule(Strict):
     syncs: Expr = ZERO
     cluster_syncs: Expr = ZERO
     cycles: Expr = ZERO
+    loop_cycles: Expr = ZERO
     turn_trips: Expr = ZERO
     turn_syncs: Expr = ZERO
     turn_cluster_syncs: Expr = ZERO

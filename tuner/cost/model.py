@@ -3,11 +3,12 @@
     t = launches · launch + Σ (chain of one CTA + limits)
 
 A CTA's chain is what follows one after another in it (trips to memory, barriers, dependent cycles, and where it loads
-all that it needs at once, the instructions of a thread). The limits are HBM, bytes in flight (Little's law), the SMs'
-ports to the L2, tensor cores, exponentials, issue slots and shared memory, each at its rate times a calibrated
-efficiency; those of an SM for the busiest one, so that a wave that is not full, an odd number of tiles and padding
-count; of a CTA that loads in a loop what one warp takes for its instructions, however few others there are; and how
-many CTAs the chip can start. To these belongs what further waves or units of the same slot take one after another;
+all that it needs at once, the instructions of a thread). The limits are HBM, bytes in flight (Little's law, with the
+latency of a trip where memory is idle and a longer one where it is busy), the SMs' ports to the L2, tensor cores,
+exponentials, issue slots and shared memory, each at its rate times a calibrated efficiency; those of an SM for the
+busiest one, so that a wave that is not full, an odd number of tiles and padding count; of a CTA that loads in a loop
+what one warp takes for its instructions and what its steps wait for, however few others there are; and how many CTAs
+the chip can start. To these belongs what further waves or units of the same slot take one after another;
 the fewer CTAs an SM holds, the more of it is in the open. A p-norm joins them: none hides another one fully.
 
 The coefficients are few and belong to a chip's generation, not to operators. They have priors, so that a fit in which
@@ -129,21 +130,31 @@ def _turn_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
 
 
 def _limits_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> dict[str, float]:
+    hbm_us = each.hbm_bytes / (chip.hbm_bytes * c.hbm_share)
     in_flight_us = 0.0
     if each.in_flight:
-        in_flight_us = each.l2_bytes / (each.in_flight * min(each.ctas, each.slots)) * c.latency_us
+        steps = each.l2_bytes / (each.in_flight * min(each.ctas, each.slots))
+        load = min(1.0, hbm_us / (steps * c.latency_us))
+        in_flight_us = steps * (c.trip_us + load * max(0.0, c.latency_us - c.trip_us))
     mma = each.mma_flop / chip.mma_flop + each.mma_sync_flop / chip.mma_sync_flop
     return {
-        "hbm": each.hbm_bytes / (chip.hbm_bytes * c.hbm_share),
+        "hbm": hbm_us,
         "in_flight": in_flight_us,
         "l2": each.l2_bytes * each.share / (chip.l2_bytes * c.l2_share),
         "mma": mma * each.share / c.mma_share,
         "exp2": each.exp2 * each.share / (chip.exp2 * c.exp2_share),
         "issue": each.instructions * each.share / (chip.instructions * c.issue_share),
         "smem": each.smem_bytes * each.share / (chip.smem_bytes * c.smem_share),
-        "serial": each.of_a_thread * each.waves * c.instruction_cycles / chip.cycles if each.in_flight else 0.0,
+        "serial": _serial_us(each, chip, c),
         "ctas": each.ctas / chip.ctas,
     }
+
+
+def _serial_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
+    """Of a CTA that loads in a loop: what its steps take one after another, however early their bytes are there."""
+    if not each.in_flight:
+        return 0.0
+    return (each.of_a_thread * c.instruction_cycles + each.loop_cycles) * each.waves / chip.cycles
 
 
 def _joined(each: LaunchCounts, limits: dict[str, float], further_us: float) -> float:
