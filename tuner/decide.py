@@ -12,6 +12,7 @@ from typing import Any
 from dsv4.generator.kernel import KernelPlan
 from dsv4.runtime.artifact import Manifest
 from dsv4.runtime.tuned import Bucket, Device, Entry, Policy, Question
+from dsv4.tuner import peers
 from dsv4.tuner.bench import Bench, Measured
 from dsv4.tuner.choose import Verdict, judge
 from dsv4.tuner.protocol import Request, Sizes, score_us
@@ -84,6 +85,8 @@ def entry(
         "failed": dict(failed.most_common()),
         "refused": dict(refused),
     }
+    if others := peers.of_entry(question, [each["sizes"] for each in verdict.compared]):
+        proof["peers"] = others
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Entry(question=question, key=manifest.key, config=manifest.config, when=when, proof=proof).sealed()
 

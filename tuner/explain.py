@@ -48,6 +48,8 @@ def explain(entry: Entry, unusable: str | None = None) -> list[str]:
             f"Measured again in turn with the default it was {proof['speedup']:.3f}× as fast: {_by_shape(proof)}."
         )
         lines += _conditions(proof)
+    if "peers" in proof:
+        lines.append(_others(proof))
     if "tried" in proof:
         lines.append(_search(proof))
     checked = proof.get("checked", {})
@@ -114,6 +116,17 @@ def _conditions(proof: dict[str, Any]) -> list[str]:
         words = "; ".join(f"{name}: {', '.join(times)}" for name, times in modes.items())
         lines.append(f"Timed in other ways, the default and this: {words}.")
     return lines
+
+
+def _others(proof: dict[str, Any]) -> str:
+    """What others took on the same device, each set beside this kernel in its comparison."""
+    ours = {spelled(each["sizes"]): each["second"]["median_us"] for each in proof["compared"] if "second" in each}
+    parts = []
+    for peer in proof["peers"]:
+        where = spelled(peer["sizes"])
+        times = f", {peer['us'] / ours[where]:.2f} times as long" if where in ours else ""
+        parts.append(f"{where} {peer['name']} {peer['us']:.2f} µs on {peer['date']}{times}")
+    return f"Others were measured on such a device: {'; '.join(parts)}."
 
 
 def _search(proof: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dsv4.generator.console import UsageError
 from dsv4.generator.spec.plan import default_plans
 from dsv4.generator.verify.registry import workload_sizes
-from dsv4.runtime.tuned import first_problem
+from dsv4.runtime.tuned import Question, first_problem
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 """In a checkout; an installed package has no result files."""
@@ -114,6 +114,24 @@ def matching(about: Mapping[str, Any], files: Iterable[ResultFile]) -> list[Peer
                         peer = Peer(place, name, case.label, us, date, device, name.startswith("dsv4"), same)
                         newest[place, name, case.label, device] = peer
     return sorted(newest.values(), key=lambda peer: (peer.place, not peer.same_device, peer.us))
+
+
+def of_entry(question: Question, sizes: Sequence[Mapping[str, int]]) -> list[dict[str, Any]]:
+    """For an entry's proof: what others were measured to take on the same device at ``sizes``, the fastest first."""
+    about = {
+        "op": question.op,
+        "arch": question.arch,
+        "dims": question.dims,
+        "variant": question.variant,
+        "device": question.device.model_dump(),
+        "policy": question.policy.model_dump(),
+        "sizes": sizes,
+    }
+    return [
+        {"sizes": dict(sizes[peer.place]), "name": peer.name, "us": peer.us, "date": peer.date}
+        for peer in matching(about, shipped(question.op))
+        if peer.same_device and not peer.is_ours
+    ]
 
 
 def _is_asked(case: _Case, about: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:

@@ -16,7 +16,7 @@ from dsv4.generator.cli import run as run_cli
 from dsv4.generator.console import UsageError
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import FAKE_DEVICE
-from dsv4.tuner import charts, cli, exchange
+from dsv4.tuner import charts, cli, exchange, peers
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.explain import explain, find
 from dsv4.tuner.page import page
@@ -190,6 +190,22 @@ def test_an_entry_is_explained_in_words(swept, monkeypatch, capsys):
     assert "nobody has measured" in " ".join(explain(guess, "its kernel is not in the cache"))
     with pytest.raises(UsageError, match="found no entry called ''"):
         find([entry, guess], "")
+
+
+def test_an_entry_has_what_others_were_measured_to_take_there(cache, monkeypatch):
+    case = {"label": "T=64", "sizes": {"T": 64, "d": 512}, "peers": {
+        "quack": {"cold": {"median_us": 300.0}}, "dsv4 kernel": {"cold": {"median_us": 9.0}}, "torch": {"skipped": ""},
+    }}  # fmt: skip
+    files = [
+        peers.ResultFile(op="rms_norm", date="2026-11-21T02:25", device={"name": name}, cases=[case])
+        for name in (GPU.name, "another GPU")
+    ]
+    monkeypatch.setattr(peers, "shipped", lambda op: files)
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    sweep(TARGET, Settings(GPU, SIZES, Budget(configurations=20)), cache=cache, builder=gpu.builder, measure=gpu)
+    (entry,) = exchange.cached_entries(cache)
+    assert entry.proof["peers"] == [{"sizes": {"T": 64}, "name": "quack", "us": 300.0, "date": "2026-11-21"}]
+    assert "Others were measured on such a device: T=64 quack 300.00 µs on 2026-11-21" in " ".join(explain(entry))
 
 
 def test_a_report_of_little_says_what_is_missing(cache):
