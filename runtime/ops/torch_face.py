@@ -80,7 +80,12 @@ class TorchFace:
             left = iter(flat)
             arguments = [_put_together(port, left) for port in self._ports]
             options = dict(zip((option for option, _ in self._options), left, strict=True))
-            tensors = list(_tensors(function(*arguments, **options)))
+            # An input that goes back beside codes (NVFP4's scale of the tensor) may be no output of a torch operator.
+            given = {each.untyped_storage()._cdata for each in flat if isinstance(each, torch.Tensor)}
+            tensors = [
+                each.clone() if each.untyped_storage()._cdata in given else each
+                for each in _tensors(function(*arguments, **options))
+            ]
             if self._returns is None:
                 return tensors
             return tensors[0] if self._returns == 1 else tuple(tensors) if tensors else None

@@ -19,9 +19,11 @@ from dsv4.runtime import dispatch
 from dsv4.runtime.ops import plain
 from dsv4.runtime.ops.expert_offsets import expert_offsets
 from dsv4.runtime.ops.indexer_q import indexer_q_folded
+from dsv4.runtime.ops.quantize import quantize
 from dsv4.runtime.ops.rms_norm import rms_norm
 from dsv4.runtime.ops.router import router
 from dsv4.runtime.ops.sample import sample
+from dsv4.runtime.weight import Format, Weight
 from tests.ops.test_doors import CALLS, normal, table
 
 EXPERTS, VOCABULARY = 16, 50
@@ -59,6 +61,20 @@ MORE: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[st
         {"count": EXPERTS, "align": 64},
     ),
     "sample": (sample, drawing, {}),
+    "quantize nvfp4": (
+        quantize,
+        lambda: (
+            normal(3, 256),
+            Weight(
+                Format.NVFP4,
+                torch.zeros(5, 128, dtype=torch.uint8),
+                torch.ones(5, 16).to(torch.float8_e4m3fn),
+                torch.tensor(0.01),
+                torch.tensor(0.002),
+            ),
+        ),
+        {"rule": "nvfp4"},
+    ),
 }
 
 
