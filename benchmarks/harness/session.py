@@ -66,13 +66,13 @@ class LocalSession:
         first = self.bench.make_inputs(case, seed)
         calls: dict[str, Call] = {}
         opened: dict[str, Opened] = {}
-        estimates_us: list[float] = []
+        estimates_us: dict[str, float] = {}
         for name, peer in self.peers.items():
             try:
                 call = peer.prepare(case)
                 output = call(first)
                 errors = dict(self.bench.check(case, first, output)) if peer.checked else {}
-                estimates_us.append(_captured_us(call, first))
+                estimates_us[name] = _captured_us(call, first)
             except Unavailable as reason:
                 opened[name] = Opened(skipped=str(reason))
             except ValueError as error:
@@ -83,26 +83,33 @@ class LocalSession:
                 opened[name], calls[name] = Opened(errors=errors), call
             first = self.bench.make_inputs(case, seed)  # poisoned anew: no peer passes on another's result
         if calls:
-            for name in self._capture(case, seed, first, calls, min(estimates_us)):
+            for name in self._capture(case, seed, first, calls, estimates_us):
                 opened[name] = Opened(skipped=OUT_OF_MEMORY)
         return opened
 
-    def _capture(self, case: Case, seed: int, first: Inputs, calls: dict[str, Call], estimated_us: float) -> list[str]:
-        """Capture every call on as many sets of inputs as fit; names of those that there is no memory for."""
+    def _capture(
+        self, case: Case, seed: int, first: Inputs, calls: dict[str, Call], estimates_us: dict[str, float]
+    ) -> list[str]:
+        """Capture every call on as many sets of inputs as its time asks for; names of those that memory is short for.
+
+        The fastest decides how many sets are made, if there is room; a slower peer has fewer calls in its graphs.
+        """
         import torch
 
         from benchmarks.harness.timing import calls_for, capture
 
         held_bytes = max(1, sum(value.nbytes for value in first.values() if hasattr(value, "nbytes")))
-        count = calls_for(estimated_us, min(CALLS_MAX, max(2, SETS_BYTES_MAX // held_bytes)))
+        most = min(CALLS_MAX, max(2, SETS_BYTES_MAX // held_bytes))
+        count = calls_for(min(estimates_us[name] for name in calls), most)
         sets = [first, *(self.bench.make_inputs(case, seed + i) for i in range(1, count))]
         without_memory = []
         for name, call in calls.items():
             repeated = partial(call, first)
             try:
+                own = sets[: calls_for(estimates_us[name], most)]
                 self.ready[name] = {
-                    "cold": capture([partial(call, inputs) for inputs in sets], keep=True),
-                    "warm": capture([repeated] * calls_for(estimated_us, CALLS_MAX)),
+                    "cold": capture([partial(call, inputs) for inputs in own], keep=True),
+                    "warm": capture([repeated] * calls_for(estimates_us[name], CALLS_MAX)),
                     "host": repeated,
                 }
             except torch.OutOfMemoryError:

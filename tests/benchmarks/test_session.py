@@ -118,6 +118,17 @@ def test_calls_fill_about_two_milliseconds() -> None:
     assert timing.calls_for(1e6, 1000) == 1
 
 
+def test_a_slow_peer_has_fewer_calls_in_its_graphs(session: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.peers["slow"] = Peer("slow", session.peers["right"].prepare)
+    times = iter([100.0, 1000.0])
+    monkeypatch.setattr(timing, "estimate_us", lambda call: next(times))
+    for name in ("wrong", "absent", "lazy"):
+        del session.peers[name]
+    session.open_case("small", 5)
+    calls = {name: [len(ready[mode].calls) for mode in ("cold", "warm")] for name, ready in session.ready.items()}
+    assert calls == {"right": [20, 20], "slow": [2, 2]}
+
+
 def test_closing_a_case_lets_its_memory_go(session: LocalSession) -> None:
     session.open_case("small", 5)
     session.close_case()
