@@ -13,6 +13,10 @@ import torch
 from dsv4.runtime.artifact import Argument, Manifest
 from dsv4.runtime.contract import TORCH_DTYPES
 
+BEHIND_BYTES = 1 << 16
+"""Memory of its own behind each tensor. A dimension of 1 may be less than any call has, which the contract does not tell
+(a page has the bytes of a row at least, experts' rows are padded): a kernel then writes more than the tensor."""
+
 
 def tiny_arguments(manifest: Manifest, device: torch.device) -> list[Any]:
     """Tensors of zeros (a valid index, length and logit) and scalars of 1, in contract order; a dynamic dimension has
@@ -60,4 +64,6 @@ def _tiny(argument: Argument, sizes: dict[str, int], device: torch.device) -> An
         return True if argument.dtype == "bool" else 1 if argument.dtype.startswith(("i", "u")) else 1.0
     shape = [extent(dimension, sizes) for dimension in argument.shape]
     dtype = TORCH_DTYPES[argument.dtype]
-    return torch.zeros(math.prod(shape) * dtype.itemsize, dtype=torch.uint8, device=device).view(dtype).view(shape)
+    size_bytes = math.prod(shape) * dtype.itemsize
+    held = torch.zeros(size_bytes + BEHIND_BYTES, dtype=torch.uint8, device=device)
+    return held[:size_bytes].view(dtype).view(shape)

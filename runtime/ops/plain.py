@@ -109,7 +109,7 @@ class Operator(Generic[P, R]):
                     dims=dict(served.dims),
                     sizes=dict(served.sizes),
                     variant={**served.variant, "pdl": dispatch.current_settings().pdl},
-                    empty=any(size == 0 for name, size in sizes.items() if name != door.ROWS),
+                    empty=0 in sizes.values(),
                 )
                 for served in stages
             ]

@@ -169,6 +169,11 @@ def test_a_second_call_of_the_shape_compiles_nothing(served: list[str]) -> None:
     assert served == ["moe_combine"]
 
 
+def test_no_rows_ask_for_no_kernel(served: list[str]) -> None:
+    codes = dequantize(quantize_fp8(normal(2, 0, 256)))
+    assert codes.shape == (2, 0, 256) and served == []
+
+
 def test_what_the_kernel_refuses_names_the_argument(served: list[str]) -> None:
     update, streams = normal(512, 3).transpose(0, 1), normal(3, 4, 512)
     with pytest.raises(ContractError, match="mhc_post: update: found stride"):

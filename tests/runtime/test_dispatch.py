@@ -184,6 +184,8 @@ def test_smallest_arguments_follow_the_contract(make: Any) -> None:
     x, w, y, eps = warm.tiny_arguments(make(bucket={"T": (16, None)}).manifest, torch.device("cpu"))
     assert (x.shape, w.shape, y.shape, eps) == ((16, 64), (64,), (16, 64), 1.0)
     assert x.dtype == w.dtype == torch.bfloat16 and (x == 0).all()
+    for each in (x, w, y):  # a kernel that writes a whole row of a page of one byte meets nobody else's memory
+        assert each.storage_offset() == 0 and each.untyped_storage().nbytes() >= each.nbytes + 2**16
 
 
 def test_extents_are_arithmetic_and_nothing_else() -> None:
