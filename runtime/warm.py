@@ -14,8 +14,8 @@ from dsv4.runtime.artifact import Argument, Manifest
 from dsv4.runtime.contract import TORCH_DTYPES
 
 BEHIND_BYTES = 1 << 16
-"""Memory of its own behind each tensor. A dimension of 1 may be less than any call has, which the contract does not tell
-(a page has the bytes of a row at least, experts' rows are padded): a kernel then writes more than the tensor."""
+"""Memory of its own behind each tensor. A dimension of 1 may be less than any call has, which no contract tells (a page
+has the bytes of a row at least, experts' rows are padded): a kernel then writes more than the tensor."""
 
 
 def tiny_arguments(manifest: Manifest, device: torch.device) -> list[Any]:
