@@ -4,8 +4,9 @@ Every default kernel of both chips runs its small cases under twenty seeded sche
 drawn, and under the fixed ones; one with programmatic dependent launch finds its tensors in use by the launch before.
 Any finding, and any wrong value, is a false alarm or a mistake of ours: none is expected.
 
-There are some hundred default kernels beside attention and RMSNorm. ``--one-each`` takes of each operator, chip and
-variant the smallest, and ``--kernel-seconds`` bounds the drawn schedules; the file says how many each kernel ran under.
+With ``--attention`` the kinds of attention over gathered rows that are no defaults are among them. There are some
+hundred default kernels beside attention and RMSNorm: ``--one-each`` takes of each operator, chip and variant the
+smallest, and ``--kernel-seconds`` bounds the drawn schedules; the file says how many each kernel ran under.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks.attention_kinds import attention_kernels
 from benchmarks.harness.check_file import check_path, head, write_check
 from dsv4.emulator.client import Client
 from dsv4.emulator.policy import FIXED, mixed
@@ -126,13 +128,17 @@ def main(
     ] = None,
     only: Annotated[str, typer.Option("--only", help="Kernels whose name contains this.")] = "",
     each: Annotated[bool, typer.Option("--one-each", help="Of each operator, chip and variant the smallest.")] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also the kinds of attention over gathered rows that are no defaults.")
+    ] = False,
     name: Annotated[str, typer.Option("--as", help="Name of the file, behind the date.")] = "emulator_seeds",
     cache: Annotated[Path | None, typer.Option("--cache", help="Build in this kernel cache.")] = None,
 ) -> None:
     """Run the default kernels, print what was found, and with --write keep it under benchmarks/results/checks."""
     console = Console(width=150)
     defaults = default_kernels(op or ALL)
-    plans = [plan for plan in (one_each(defaults) if each else defaults) if only in plan.name]
+    chosen = [*(one_each(defaults) if each else defaults), *(attention_kernels() if attention else [])]
+    plans = [plan for plan in chosen if only in plan.name]
     artifacts = []
     for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
         if built.artifact is None:

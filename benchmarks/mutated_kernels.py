@@ -1,4 +1,7 @@
-"""Which kernels are mutated: of attention and RMSNorm some of each kind, of every other operator one."""
+"""Which kernels are mutated: of fmha and RMSNorm some of each kind, of every other operator one.
+
+Those of attention over gathered rows are in ``attention_kinds``.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ def kernels() -> list[KernelPlan]:
 def operator_kernels(ops: Sequence[str] = ALL) -> list[KernelPlan]:
     """Of each other operator and chip the first variant that is a default, at the smallest sizes that its spec knows.
 
-    With dependent launch. Where the variant has no such sizes, they are those of the default; tunables are those of
-    ``SMALL_CONFIG``.
+    Attention over gathered rows is not among them: see ``attention_kinds``. With dependent launch. Where the variant
+    has no such sizes, they are those of the default; tunables are those of ``SMALL_CONFIG``.
     """
     first: dict[tuple[str, str], KernelPlan] = {}
-    for each in default_kernels([*ops, "!fmha", "!rms_norm"]):
+    for each in default_kernels([*ops, "!fmha", "!rms_norm", "!sparse_attention_*"]):
         first.setdefault((each.op, each.arch), each)
     return [_smallest(each) for each in first.values()]
 

@@ -3,7 +3,8 @@
 Every mutation (``dsv4.emulator.mutations``) of the default kernels is run over small cases under nine schedules, until
 something is found. What nothing finds is held against the table of reasons, ``benchmarks/mutation_reasons.yaml``.
 
-The kernels are those of attention and RMSNorm; with ``--operators`` one of each other operator, at its smallest sizes.
+The kernels are those of fmha and RMSNorm; with ``--operators`` one of each other operator, at its smallest sizes; with
+``--attention`` those of attention over gathered rows, whose two small cases are run under three schedules.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.attention_kinds import attention_kernels
 from benchmarks.emulator_seeds import ALL
 from benchmarks.harness.check_file import check_path, head
 from benchmarks.harness.result import replace_text
@@ -33,7 +35,7 @@ from dsv4.emulator.mutations import FAMILIES, Mutation
 from dsv4.generator.build import build
 from dsv4.generator.ptx_checks import check_ptx
 from dsv4.generator.verify.emulator import SCHEDULES
-from dsv4.generator.verify.mutation_run import ERROR, Subject, Trial, attempt_all, subject
+from dsv4.generator.verify.mutation_run import ERROR, FEW_SCHEDULES, Subject, Trial, attempt_all, subject
 from dsv4.runtime.artifact import Manifest, Scalar
 from dsv4.runtime.cache import Artifact, KernelCache
 
@@ -101,9 +103,11 @@ def explain(whole: Subject, trial: Trial, reasons: Sequence[Reason]) -> Survivor
     return Survivor(trial, static, fitting[0] if fitting else None)
 
 
-def run_kernel(artifact: Artifact, reasons: Sequence[Reason], jobs: int, console: Console) -> dict[str, Any]:
-    """All mutations of one kernel, as plain data for the result file."""
-    whole = subject(artifact)
+def run_kernel(
+    artifact: Artifact, reasons: Sequence[Reason], jobs: int, console: Console, *, few: bool = False
+) -> dict[str, Any]:
+    """All mutations of one kernel, as plain data for the result file; with ``few`` over the two small cases only."""
+    whole = subject(artifact, schedules=FEW_SCHEDULES, wide=False) if few else subject(artifact)
     chosen = whole.mutations()
     trials = []
     with console.status(f"{whole.name}: {len(chosen)} mutations") as status:
@@ -210,6 +214,7 @@ def main(
     operators: Annotated[
         bool, typer.Option("--operators", help="One kernel of each operator but attention and RMSNorm.")
     ] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="The kinds of attention over gathered rows.")] = False,
     op: Annotated[
         list[str] | None, typer.Option("--op", help="With --operators only those with this name (* and ?; ! for not).")
     ] = None,
@@ -222,8 +227,9 @@ def main(
     """Mutate the default kernels, print what was found, and with --write keep it under benchmarks/results/checks."""
     console = Console(width=150)
     reasons, now = read_reasons(), datetime.now(UTC)
-    path = check_path(now, "emulator_mutations_operators" if operators else "emulator_mutations")
-    every = operator_kernels() if operators else kernels()
+    group = "_operators" if operators else "_attention" if attention else ""
+    path = check_path(now, "emulator_mutations" + group)
+    every = operator_kernels() if operators else attention_kernels() if attention else kernels()
     plans = [each for each in (operator_kernels(op or ALL) if operators else every) if only in each.name]
     if anew:
         held = json.loads(path.read_text())
@@ -237,7 +243,7 @@ def main(
     for built in build(plans, cache_root=cache or KernelCache().root, jobs=min(jobs, 2)):
         if built.artifact is None:
             raise RuntimeError(f"{built.plan.name}: {built.error}")
-        made = run_kernel(Artifact.read(built.artifact), reasons, jobs, console)
+        made = run_kernel(Artifact.read(built.artifact), reasons, jobs, console, few=attention)
         results = [each for each in results if each["name"] != made["name"]] + [made]
         console.print(printed([made]))
         for survivor in made["survivors"]:
@@ -246,7 +252,8 @@ def main(
         if write:
             unused = stale(reasons, results) if len(results) == len(every) else []
             body = {"families": FAMILIES, "total": total(results), "stale_reasons": unused, "kernels": results}
-            replace_text(path, dumped({**head(now), "schedules": SCHEDULES, **body}))
+            schedules = FEW_SCHEDULES if attention else SCHEDULES
+            replace_text(path, dumped({**head(now), "schedules": schedules, **body}))
     if write:
         console.print(f"{path.name} is written")
 

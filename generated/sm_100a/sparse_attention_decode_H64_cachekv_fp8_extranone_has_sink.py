@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
-# config: splits=0, split_ctas=148, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, opt_level=3
-# spec sha256: 1579cf42558f4a7047896680b75037b64bc1817af814032ff47791a3667fad53
+# config: splits=0, split_ctas=148, cta_group=1, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, opt_level=3
+# spec sha256: 5911aa5cd6ff9e51bc5bbc6cd6ffe784f66575aeb966299ad07e8a2c8c1b0f37
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised
@@ -155,6 +155,7 @@ def sparse_attention_decode_kernel(
         o=(columns + O_COLUMN).toint(),
         q=(columns + Q_COLUMN).toint(),
         s=(columns + S_COLUMN).toint(),
+        scores=columns + S_COLUMN,
     )
     if splits > 1:
         cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun

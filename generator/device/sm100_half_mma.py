@@ -97,12 +97,13 @@ def multiply_tmem(d: Int32, a: Int32, b: Int64, instruction: Int32, accumulate) 
 
 
 @dsl_user_op
-def _load_split(address: Int32, columns: int, *, loc=None, ip=None) -> tuple:
+def _load_row(shape: str, address: Int32, columns: int, *, loc=None, ip=None) -> tuple:
     row = ", ".join(["i32"] * columns)
     result = ir.Type.parse(f"!llvm.struct<({row})>")
     registers = ", ".join(f"${i}" for i in range(columns))
+    second = f", {columns}" if shape == "16x32bx2" else ""  # where the second half of the lanes' columns begin
     text = (
-        f"tcgen05.ld.sync.aligned.16x32bx2.x{columns}.b32 {{{registers}}}, [${columns}], {columns};\n\t"
+        f"tcgen05.ld.sync.aligned.{shape}.x{columns}.b32 {{{registers}}}, [${columns}]{second};\n\t"
         "tcgen05.wait::ld.sync.aligned;"
     )
     found = llvm.inline_asm(
@@ -120,6 +121,15 @@ def load_split_row(address: Int32, values: cute.Tensor) -> None:
 
     ``address`` is the matrix's, with the lane of the warp's first row. Collective over the warp, and waited for.
     """
-    words = _load_split(address, cutlass.const_expr(cute.size(values)))
+    words = _load_row("16x32bx2", address, cutlass.const_expr(cute.size(values)))
+    for i in cutlass.range_constexpr(cute.size(values)):
+        values[i] = words[i]
+
+
+@cute.jit
+def load_lane(address: Int32, values: cute.Tensor) -> None:
+    """The columns from ``address`` on of the thread's own lane: ``values`` (n,) float32. ``address`` has the lane of
+    the warp's first row. Collective over the warp, and waited for."""
+    words = _load_row("32x32b", address, cutlass.const_expr(cute.size(values)))
     for i in cutlass.range_constexpr(cute.size(values)):
         values[i] = words[i]

@@ -1,7 +1,7 @@
 """The softmax of a decoding attention on sm_100, and Q on its way to the products.
 
-A warpgroup has the 64 rows of S, two threads a row with 32 keys each (``sm100_half_mma``). P goes to shared memory,
-where both halves of O's columns read it.
+A warpgroup has the 64 rows of S, two threads a row with 32 keys each (``sm100_sparse_lanes``). P goes to shared
+memory, where both halves of O's columns read it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from cutlass import Float32, Int32, Uint32
 from dsv4.generator.device import sm90_ring
 from dsv4.generator.device.bulk_rows import load_global, store_shared
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES
-from dsv4.generator.device.sm100_half_mma import HALF_LANE, half_of, load_split_row, row_of
 from dsv4.generator.device.sm100_softmax import exponentials, finite_or_zero, rescale_factor, row_maximum
-from dsv4.generator.device.sm100_sparse_decode import HEAD_DIM, P_BYTES, ROWS, TILE_KEYS, WARPGROUP
+from dsv4.generator.device.sm100_sparse_decode import HEAD_DIM, P_BYTES, ROWS, WARPGROUP
+from dsv4.generator.device.sm100_sparse_lanes import ALONE, PIECES, THREAD_KEYS
 from dsv4.generator.device.sm100_tmem import (
     fence_after_wait,
     fence_before_arrive,
@@ -25,9 +25,6 @@ from dsv4.generator.device.sm100_tmem import (
     wait_stores,
 )
 
-THREAD_KEYS = TILE_KEYS // 2
-PIECES = THREAD_KEYS * 2 // PIECE_BYTES
-"""16-byte pieces of P of one thread."""
 Q_CELLS = 32
 """32-bit cells of Q that a thread stores to tensor memory at a time."""
 
@@ -40,12 +37,13 @@ def q_to_tmem(
     columns: cutlass.Constexpr[int],
     q_full: cute.Pointer,
     thread: Int32,
+    lanes: cutlass.Constexpr = ALONE,
 ):
     """Q's first ``columns`` columns into tensor memory, in both halves of the lanes; rows from ``heads`` on are zeros.
 
     ``q`` [64 or fewer heads, 512] bf16; ``target`` points to the first of columns / 2 columns. A warpgroup calls.
     """
-    row = row_of(thread)
+    row = lanes.row_of(thread)
     start = (q.iterator + row * q.stride[0]).toint()
     for first in cutlass.range_constexpr(0, columns // 2, Q_CELLS):
         cells = make_row_fragment(Q_CELLS)
@@ -57,7 +55,7 @@ def q_to_tmem(
         store_row(cells, rows_view(target + first, Q_CELLS), thread)
     wait_stores()
     fence_before_arrive()
-    cute.arch.mbarrier_arrive(q_full)
+    lanes.arrive(q_full)
 
 
 @cute.jit
@@ -68,6 +66,7 @@ def q_to_shared(
     first_column: cutlass.Constexpr[int],
     q_full: cute.Pointer,
     thread: Int32,
+    lanes: cutlass.Constexpr = ALONE,
 ):
     """Q's columns from ``first_column`` on to shared memory at ``target``: 64 rows, swizzled blocks of 64 columns.
 
@@ -85,13 +84,12 @@ def q_to_shared(
         block = target + (piece >> 3) * BLOCK_BYTES + own_row * ROW_BYTES
         store_shared(block + ((piece ^ own_row) & 7) * PIECE_BYTES, values)
     cute.arch.fence_view_async_shared()
-    cute.arch.mbarrier_arrive(q_full)
+    lanes.arrive(q_full)
 
 
 @cute.jit
-def hide_absent(scores: cute.Tensor, is_key: cute.Tensor, half: Int32):
-    """Scores of keys that do not count become −∞. ``scores`` (32,): keys 32·half … of the tile."""
-    word = is_key[2 * half] | (is_key[2 * half + 1] << Uint32(16))
+def hide_absent(scores: cute.Tensor, word: Uint32):
+    """Scores of keys that do not count become −∞. Bit i of ``word``: score i counts."""
     if word != Uint32(0xFFFFFFFF):
         for i in cutlass.range_constexpr(THREAD_KEYS):
             scores[i] = scores[i] if (word >> Uint32(i)) & Uint32(1) == Uint32(1) else -Float32.inf
@@ -106,13 +104,13 @@ def softmax_rows(
     barriers: cutlass.Constexpr,
     thread: Int32,
     slots: cutlass.Constexpr[int],
+    lanes: cutlass.Constexpr = ALONE,
 ):
     """P and the factors of O of ``tiles`` tiles into the ring. Returns m (unscaled) and l of the thread's row.
 
     The row's two threads return the same. ``scale_log2`` is softmax_scale · log2(e), above 0.
     """
-    row, half = row_of(thread), half_of(thread)
-    own_scores = tmem.s + (thread >> 5) * (2 * HALF_LANE)
+    row, half = lanes.row_of(thread), lanes.half_of(thread)
     p_address = ring.p.iterator.toint() + row * ROW_BYTES
     slot, phase = Int32(0), Int32(0)
     row_max, row_sum = -Float32.inf, Float32(0.0)
@@ -122,10 +120,10 @@ def softmax_rows(
         cute.arch.mbarrier_wait(barriers.scores_full + slot, phase)
         fence_after_wait()
         scores = make_row_fragment(THREAD_KEYS)
-        load_split_row(own_scores + slot * HALF_LANE, scores)
-        hide_absent(scores, ring.is_key[None, slot], half)
+        lanes.load_scores(tmem.scores, slot, thread, scores)
+        hide_absent(scores, lanes.keys_of(ring.is_key[None, slot], half))
         top = cute.arch.fmax(row_max, row_maximum(scores))
-        top = cute.arch.fmax(top, cute.arch.shuffle_sync_bfly(top, offset=16))
+        top = cute.arch.fmax(top, lanes.of_other(top, row, half, slot))
         shift = finite_or_zero(top) * scale_log2
         factor = rescale_factor(row_max * scale_log2, shift)
         row_max = top
@@ -137,10 +135,10 @@ def softmax_rows(
         row_sum = exponentials(scores, packed, scale_log2, shift, row_sum * factor)
         words = cute.make_tensor(cute.recast_ptr(packed.iterator, dtype=Uint32), cute.make_layout((4, PIECES)))
         for piece in cutlass.range_constexpr(PIECES):
-            place = ((PIECES * half + piece) ^ (row & 7)) * PIECE_BYTES
+            place = (lanes.piece_of(half, piece) ^ (row & 7)) * PIECE_BYTES
             store_shared(p_address + slot * P_BYTES + place, words[None, piece])
         cute.arch.fence_view_async_shared()
         fence_before_arrive()
-        cute.arch.mbarrier_arrive(barriers.weights_full + slot)
+        lanes.arrive(barriers.weights_full + slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
-    return row_max, row_sum + cute.arch.shuffle_sync_bfly(row_sum, offset=16)
+    return row_max, row_sum + lanes.of_other(row_sum, row, half, slot)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import emulator_seeds as seeds
 from benchmarks import mutations as table
+from benchmarks.attention_kinds import attention_kernels
 from benchmarks.emulator_seeds import default_kernels, one_each
 from benchmarks.mutated_kernels import operator_kernels
 from benchmarks.mutations import (
@@ -182,13 +183,32 @@ def test_a_kernel_draws_two_schedules_at_least_and_none_after_its_time(monkeypat
 def test_one_kernel_of_each_other_operator_is_mutated_at_small_sizes() -> None:
     made = operator_kernels()
     assert {(each.op, each.arch) for each in made} == {
-        (op, arch) for op in READY - {"fmha", "rms_norm"} for arch in load_op(op).archs
+        (op, arch)
+        for op in READY - {"fmha", "rms_norm", "sparse_attention_decode", "sparse_attention_prefill"}
+        for arch in load_op(op).archs
     }
     assert all(each.variant["pdl"] for each in made)
     sizes = {each.op: each.dims for each in made}
     assert sizes["mhc_pre"] == {"d": 512} and sizes["router"]["E"] == 16
     assert {each.config["clusters"] for each in made if each.op == "mhc_pre"} == {1}
     assert sizes["compressor"] == {"m": 4, "D": 512}  # these pages have no other width
+
+
+def test_every_kind_of_attention_over_gathered_rows_is_mutated() -> None:
+    """All values of the tunables by which other code runs, and of the flags that say how rows come."""
+    made = [each for each in attention_kernels() if each.op == "sparse_attention_decode"]
+    spec = load_op("sparse_attention_decode")
+    for arch, names in (
+        ("sm_90a", ("operand_order", "pair")),
+        ("sm_100a", ("cta_group", "load")),
+    ):
+        of_chip = [each for each in made if each.arch == arch]
+        for name in names:
+            values = {each.config[name] for each in of_chip}
+            assert values == set(spec.tunables[name].on(arch)), name
+    assert {each.variant["cache"] for each in made if each.arch == "sm_100a"} == {"kv_fp8", "kv_fp8_aligned", "plain"}
+    assert {each.op for each in attention_kernels()} == {"sparse_attention_decode", "sparse_attention_prefill"}
+    assert all(each.variant["pdl"] for each in attention_kernels())
 
 
 def test_what_a_kernel_may_read_early_are_tensors_of_its_operator() -> None:

@@ -11,7 +11,7 @@ import torch
 from dsv4.generator.build import BuildResult
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.ptx_checks import check_ptx
-from dsv4.generator.spec import Refused, plan
+from dsv4.generator.spec import Refused, SpecError, plan
 from dsv4.generator.verify import cases
 from dsv4.runtime.artifact import Scalar
 from tests.ops import builds as builds
@@ -23,11 +23,13 @@ PLAIN: dict[str, Scalar] = {"cache": "plain", "extra": "rows", "has_length0": Tr
 PAGES: dict[str, Scalar] = {"extra": "pages", "has_length0": True, "has_sink": True}
 NARROW: dict[str, Scalar] = {"q_tmem_columns": 256, "pv_n_tile": 128}
 ALIGNED: dict[str, Scalar] = {"cache": "kv_fp8_aligned"}
+PAIR: dict[str, Scalar] = {"cta_group": 2}
 Wanted = tuple[int, dict[str, Scalar], dict[str, Scalar]]
 # heads, flags, configuration
 CONFIGURATIONS: dict[str, Wanted] = {
     "80 heads, two splits": (80, {**ALL, "pdl": True}, {"splits": 2}),
     "rows by gather4": (80, {**ALL, **ALIGNED, "pdl": True}, {"splits": 2}),
+    "a pair of CTAs": (80, {**ALL, **ALIGNED, "pdl": True}, {**PAIR, "splits": 2}),
 }
 SWEEP: dict[str, Wanted] = {
     **{f"{heads} heads, {n} splits": (heads, ALL, {"splits": n}) for heads in (64, 128) for n in (0, 1, 8)},
@@ -41,6 +43,12 @@ SWEEP: dict[str, Wanted] = {
     "gather4, pages of a request": (64, {**PAGES, **ALIGNED}, {"splits": 4, "opt_level": 2}),
     "gather4, pages of a request, alone": (16, {**PAGES, **ALIGNED}, {"splits": 1}),
     "aligned, row by row": (64, {**ALL, **ALIGNED}, {"splits": 1, "load": "bulk_row"}),
+    **{f"pair, {n} splits": (128, {**ALL, **ALIGNED}, {**PAIR, "splits": n}) for n in (0, 1, 4)},
+    "pair, row by row": (128, ALL, {**PAIR, "splits": 1}),
+    "pair, aligned, row by row": (128, {**ALL, **ALIGNED, "pdl": True}, {**PAIR, "splits": 2, "load": "bulk_row"}),
+    "pair, window only, 256 heads": (256, {"has_sink": False, "has_max": True}, {**PAIR, "splits": 1, **NARROW}),
+    "pair, pages of a request": (128, {**PAGES, **ALIGNED}, {**PAIR, "splits": 4, "opt_level": 2}),
+    "pair, pages, row by row": (80, PAGES, PAIR),
     "rows of bf16": (64, PLAIN, {"splits": 2, **NARROW}),
     "rows of bf16, 128 heads, window only": (128, {"cache": "plain"}, {}),
 }  # fmt: skip
@@ -68,6 +76,16 @@ def test_the_plan_gives_o_half_of_the_columns() -> None:
         plan(OP, ARCH, variant={"has_length1": True})
 
 
+def test_a_pair_has_128_rows_and_o_takes_256_columns() -> None:
+    budget = plan(OP, ARCH, dims={"H": 128}, config=dict(PAIR)).budget
+    assert budget.tmem["O"].columns == 256 and budget.tmem_columns == 512 and budget.cluster == (8, 1, 1)
+    assert plan(OP, ARCH, dims={"H": 128}, config={**PAIR, "splits": 1}).budget.cluster == (2, 1, 1)
+    assert plan(OP, ARCH, dims={"H": 128}).config["cta_group"] == 1  # the default, until one was measured
+    for heads, splits, flags in ((64, 1, ALL), (192, 1, ALL), (128, 8, ALL), (128, 1, PLAIN)):
+        with pytest.raises(SpecError, match="cta_group"):
+            plan(OP, ARCH, dims={"H": heads}, variant=dict(flags), config={**PAIR, "splits": splits})
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_it_compiles_to_what_was_predicted(built: dict[str, BuildResult], name: str) -> None:
     compiled_as_predicted(built[name], *CONFIGURATIONS[name])
@@ -79,16 +97,18 @@ def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scal
     made = builds.manifest(result)
     assert made.used.tmem_columns == made.predicted.tmem_columns == 512
     (launch,) = made.launches
-    assert launch.block == (448, 1, 1) and launch.cluster == (config.get("splits") or 1, 1, 1)
+    group = int(made.config["cta_group"])
+    assert launch.block == (448, 1, 1) and launch.cluster == (group * int(config.get("splits") or 1), 1, 1)
     text = builds.ptx(result)
     assert check_ptx(text, 512) == []
     passes = 512 // int(made.config["pv_n_tile"])
-    assert text.count("tcgen05.mma.cta_group::1.kind::f16") == 512 // 16 + passes * 64 // 16
-    in_tmem = re.findall(r"tcgen05\.mma\.cta_group::1\.kind::f16\S* \[[^]]+\], \[", text)
+    assert text.count(f"tcgen05.mma.cta_group::{group}.kind::f16") == 512 // 16 + passes * 64 // 16
+    assert f"cta_group::{3 - group}" not in text
+    in_tmem = re.findall(rf"tcgen05\.mma\.cta_group::{group}\.kind::f16\S* \[[^]]+\], \[", text)
     assert len(in_tmem) == int(made.config["q_tmem_columns"]) // 16
     packed, four = flags.get("cache") != "plain", made.config["load"] == "gather4"
-    assert text.count("cp.async.bulk.shared::cluster.global") == (4 if packed and not four else 0)
-    assert text.count("tile::gather4") == (4 if four else 0)
+    assert text.count("cp.async.bulk.shared::cluster.global") == (4 * group if packed and not four else 0)
+    assert text.count("tile::gather4") == (4 * group if four else 0)  # of a pair either CTA has its own code
     assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
 
 
@@ -97,8 +117,9 @@ def test_values_in_the_emulator(built: dict[str, BuildResult], name: str) -> Non
     assert builds.findings(built[name], SHORT_CASES) == []
 
 
-def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
-    alone_and_again(built["rows by gather4"], (3,))
+@pytest.mark.parametrize("name", ["rows by gather4", "a pair of CTAs"])
+def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult], name: str) -> None:
+    alone_and_again(built[name], (3,))
 
 
 @pytest.mark.parametrize("more_bytes", [0, 576 * 3])

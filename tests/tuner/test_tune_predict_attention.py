@@ -47,6 +47,8 @@ def test_a_tile_costs_what_the_notes_say():
     assert per_tile(one("sm_90a", 128, sizes, pair, cache="plain", **ROWS), 2 * tiles) == (2304, 2048)
     smem, products = per_tile(one("sm_100a", 64, sizes, **ROWS), tiles)
     assert smem == pytest.approx(2430, rel=0.01) and products == 4096  # half as much of twice as fast tensor cores
+    smem, products = per_tile(one("sm_100a", 128, sizes, {"cta_group": 2}, **ROWS), 2 * tiles)
+    assert smem == pytest.approx(1850, rel=0.01) and products == 2048
 
 
 def test_a_row_of_a_pair_is_read_once_for_two_blocks_of_heads():
