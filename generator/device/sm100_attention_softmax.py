@@ -82,6 +82,7 @@ def softmax_tile(
     row_sum: Float32,
     unmasked: Int32,
     stage: cutlass.Constexpr[str],
+    emulated: cutlass.Constexpr[int],
 ):
     """One row of one key tile: read S, write P, tell the correction by how much O has to shrink.
 
@@ -117,7 +118,7 @@ def softmax_tile(
             # The output is this tile's S itself; the last tile's is the one that stays.
             store_row(part, rows_view(weights_tmem + piece * width, width), thread)
         if cutlass.const_expr(stage == "online"):
-            row_sum = exponentials(part, cells, scale_log2, subtracted, row_sum)
+            row_sum = exponentials(part, cells, scale_log2, subtracted, row_sum, emulated)
         else:
             row_sum = scaled_scores(part, cells, scale_log2, row_sum)
         if cutlass.const_expr(stage != "scores"):
@@ -144,10 +145,12 @@ def softmax_rows(
     tiles: Int32,
     scale_log2: Float32,
     stage: cutlass.Constexpr[str],
+    emulated: cutlass.Constexpr[int] = 0,
 ):
     """One row over key tiles 0 … tiles − 1, of which the first ``unmasked`` need no mask. See :func:`softmax_tile`.
 
-    The barriers are those of this warpgroup. The last message carries the row's sum and reference.
+    The barriers are those of this warpgroup. The last message carries the row's sum and reference. ``emulated``: see
+    ``sm100_softmax.exponentials``.
     """
     assert stage in BRING_UP_STAGES, f"stage: found {stage}; valid: {', '.join(BRING_UP_STAGES)}"
     reference = Float32(MINUS_INFINITY)
@@ -155,7 +158,7 @@ def softmax_rows(
     for tile in cutlass.range(tiles, unroll=1):
         reference, row_sum = softmax_tile(
             scores_tmem, weights_tmem, tile_n, s_full, p_full, stat_full, stat_empty, statistics, thread,
-            tile, visible, scale_log2, reference, row_sum, unmasked, stage,
+            tile, visible, scale_log2, reference, row_sum, unmasked, stage, emulated,
         )  # fmt: skip
     send_statistics(statistics, stat_full, stat_empty, tiles - 1, row_sum, reference, True)
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 
+from dsv4.generator.device.sm100_exp2 import exp2_emulated
+
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 MINUS_INFINITY = -cutlass.Float32.inf
@@ -69,12 +71,13 @@ def exponentials(
     scale_log2: cutlass.Float32,
     subtracted: cutlass.Float32,
     row_sum: cutlass.Float32,
+    emulated: cutlass.Constexpr[int] = 0,
 ) -> cutlass.Float32:
     """P = 2^(s·scale_log2 − subtracted) of one piece of a row.
 
     ``scores`` (n,) float32 is overwritten by P, ``packed`` (n/2,) float32 cells receive P as bf16, two to a cell, lower
     column in the lower half: the layout in which the MMA reads an A operand from TMEM. Returns ``row_sum`` + Σ P,
-    summed before the rounding to bf16.
+    summed before the rounding to bf16. Of every 32 so many are ``emulated``, an even number (``sm100_exp2``).
     """
     count = cute.size(scores)
     halves = cute.make_tensor(cute.recast_ptr(packed.iterator, dtype=cutlass.BFloat16), cute.make_layout(count))
@@ -83,8 +86,11 @@ def exponentials(
         x0, x1 = cute.arch.fma_packed_f32x2(
             (scores[i], scores[i + 1]), (scale_log2, scale_log2), (-subtracted, -subtracted)
         )
-        scores[i] = cute.math.exp2(x0, fastmath=True)
-        scores[i + 1] = cute.math.exp2(x1, fastmath=True)
+        if cutlass.const_expr(i * emulated // 2 % 32 < emulated):  # far from one another
+            scores[i], scores[i + 1] = exp2_emulated(x0), exp2_emulated(x1)
+        else:
+            scores[i] = cute.math.exp2(x0, fastmath=True)
+            scores[i + 1] = cute.math.exp2(x1, fastmath=True)
         sums = cute.arch.add_packed_f32x2(sums, (scores[i], scores[i + 1]))
     halves.store(scores.load().to(cutlass.BFloat16))
     return sums[0] + sums[1]
