@@ -17,6 +17,8 @@ ALIGN_BYTES = 1024
 KEEP_BYTES = 64 << 20
 """When more than this has been used, it is given back to the system before the next request."""
 LARGEST_BYTES = 16 << 30
+PIECE_BYTES = 16 << 20
+"""What is compared at once when memory is copied back."""
 
 
 class Arena:
@@ -54,9 +56,11 @@ class Arena:
         ctypes.memmove(self._base + offset, address, size_bytes)
 
     def read(self, offset: int, address: int, size_bytes: int) -> None:
-        """Copy back; memory that already holds these bytes is not written (it may be read-only)."""
-        if ctypes.string_at(self._base + offset, size_bytes) != ctypes.string_at(address, size_bytes):
-            ctypes.memmove(address, self._base + offset, size_bytes)
+        """Copy back; memory that already holds these bytes is not written (it may be read-only, or never touched)."""
+        for first in range(0, size_bytes, PIECE_BYTES):
+            there, here, size = self._base + offset + first, address + first, min(PIECE_BYTES, size_bytes - first)
+            if ctypes.string_at(there, size) != ctypes.string_at(here, size):
+                ctypes.memmove(here, there, size)
 
     def clear(self) -> None:
         """Forget all blocks; much memory is given back."""

@@ -77,6 +77,15 @@ def judge_pages(
     return PageVerdict(tuple(findings), torch.cat((said.flatten(1), rotary.to(torch.float64)), dim=-1))
 
 
+def bytes_differ(got: torch.Tensor, expected: torch.Tensor, name: str) -> list[str]:
+    """A finding where two pools are not the same to the bit."""
+    different = _bytes(got) != _bytes(expected)
+    if not different.any():
+        return []
+    place = different.nonzero()[0].tolist()
+    return [f"{name}: {int(different.sum())} bytes are not those of the reference, the first at {place}"]
+
+
 def _decoded(codes: torch.Tensor, code: str) -> torch.Tensor:
     if code == "e4m3":
         return codes.contiguous().view(torch.float8_e4m3fn).to(torch.float64)

@@ -96,13 +96,13 @@ def test_the_plan_and_the_parameters_are_read_before_the_launch_before_has_ended
     assert entry.count("ld.global") == 2 * 3 + 1 + 2 + 4 + 1 + 2
 
 
-# Numbers of cases: chunks from anywhere, drafts, a long chunk in pages of one row, gaps, by hand, scores, NaN.
+# Numbers of cases: chunks from anywhere, drafts, a long chunk in pages of one row, gaps, by hand, scores, NaN, copies.
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("csa", (1, 2, 4, 5, 7, 8, 11)),
-        ("one part", (0, 1, 7, 12)),
-        ("hca", (2, 3, 5, 7, 8, 11)),
+        ("csa", (1, 2, 4, 5, 7, 8, 11, 12)),
+        ("one part", (0, 1, 7, 12, 13)),
+        ("hca", (2, 3, 5, 7, 8, 11, 12)),
         ("keys", (0, 1, 2, 4, 7, 11, 12)),
     ],
 )

@@ -64,8 +64,8 @@ def test_the_weight_is_read_before_the_launch_before_has_ended(built: dict[str, 
     assert text.count("griddepcontrol.wait") == 2
 
 
-# Numbers of cases (without the empty one): gaps, pages of five rows, magnitudes, a large number, NaN.
-@pytest.mark.parametrize(("name", "numbers"), [("packed", (1, 3, 4, 6, 10, 11)), ("plain", (2, 4, 6, 11))])
+# Numbers of cases (without the empty one): gaps, pages of five rows, magnitudes, a large number, NaN, unchanged keys.
+@pytest.mark.parametrize(("name", "numbers"), [("packed", (1, 3, 4, 6, 10, 11, 12)), ("plain", (2, 4, 6, 11, 12))])
 def test_values_in_the_emulator(built: dict[str, BuildResult], name: str, numbers: tuple[int, ...]) -> None:
     assert builds.findings(built[name], numbers) == []
 
@@ -130,6 +130,21 @@ def test_the_judge_finds(mistake: Callable[[dict[str, torch.Tensor], tuple[int, 
     assert isinstance(rows, torch.Tensor)
     row = int(rows[rows >= 0][0])
     mistake(got, (row // 5, row % 5))
+    assert not judge(OP, got, case).ok
+
+
+@pytest.mark.parametrize("cache", ["kv_fp8", "plain"])
+def test_keys_that_stay_as_they_are_have_the_quantisers_bytes(cache: str) -> None:
+    """What the reference stores, byte for byte; one code a step off, which is allowed elsewhere, is found."""
+    case = cases(OP, {"H": 2}, {"cache": cache, "pdl": False})[-1]
+    kv, rows = case.inputs["kv"], case.inputs["rows"]
+    assert isinstance(kv, torch.Tensor) and isinstance(rows, torch.Tensor)
+    assert torch.equal(case.expected["keys"], kv.double())
+    got = right(case)
+    assert judge(OP, got, case).ok
+    (name,) = case.inouts
+    bits = got[name].view(torch.int16 if cache == "plain" else torch.uint8)
+    bits[int(rows[0]) // (64 if cache == "kv_fp8" else 1), 0] ^= 1
     assert not judge(OP, got, case).ok
 
 

@@ -18,7 +18,8 @@ import torch
 from dsv4.generator.verify import judging
 from dsv4.generator.verify.case import Case, Value, Verdict
 from dsv4.generator.verify.compression_plans import CompressionPlan, planned
-from dsv4.generator.verify.pages import judge_pages
+from dsv4.generator.verify.pages import bytes_differ, judge_pages
+from dsv4.generator.verify.unit_rows import WIDTH, unit_rows
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.pool import Pool, PoolFormat, page_bytes
 from dsv4.runtime.reference import pages
@@ -61,6 +62,8 @@ def cases(
     made.add("all scores equal, large and small values", few, score_size=0.0, value_size=1e4)
     made.add("tiny values: eps counts", few, value_size=1e-3, eps=1e-5)
     made.add("NaN in one sequence, infinity in another", few, strange=True)
+    if dims["D"] == WIDTH and not variant["hadamard"]:
+        made.add_copies("entries of one token that stay as they are: the pool's bytes are the quantiser's")
     if config.get("state_ctas") == 132 or dims["D"] == 128:
         made.add("more tokens than CTAs that keep them", planned(ratio, [(5, 601), (3, 1)]))
     return made.list
@@ -135,8 +138,38 @@ class _Cases:
         pool = make_pool(self.variant, self.width, plan.pool_rows, page, self.device)
         self.list.append(make_case(self.variant, name, inputs, state.to(self.device), pool))
 
+    def add_copies(self, name: str) -> None:
+        """Entries of one token each, which norm and rotation leave as it is."""
+        plan = copies(self.ratio)
+        count = plan.compression.phase.shape[0]
+        halves = self.channels // self.width
+        kv = torch.cat([unit_rows(count, self.generator) for _ in range(halves)], dim=-1)
+        dtype = torch.float32 if self.variant["inputs"] == "f32" else torch.bfloat16
+        compression = plan.compression
+        inputs: dict[str, Value] = {
+            "kv": kv.to(dtype).to(self.device),
+            "score": self.products(count, 1.5, 0).to(self.device),
+            "ape": self.normal(self.ratio, self.channels).to(self.device),
+            "norm": torch.ones(self.width, dtype=torch.bfloat16, device=self.device),
+            "cos_sin": plan.cos_sin.to(self.device),
+            **{each: getattr(compression, each).to(self.device) for each in PLAN},
+            "page": 5,
+            "apart": 1,
+            "eps": 0.0,
+        }
+        pool = make_pool(self.variant, self.width, plan.pool_rows, 5, self.device)
+        state = self.normal(plan.state_rows, 2 * self.channels)
+        self.list.append(make_case(self.variant, name, inputs, state.to(self.device), pool, exact=True))
 
-def make_case(variant: dict[str, Scalar], name: str, inputs: dict[str, Value], state: torch.Tensor, pool: Pool) -> Case:
+
+def make_case(
+    variant: dict[str, Scalar],
+    name: str,
+    inputs: dict[str, Value],
+    state: torch.Tensor,
+    pool: Pool,
+    exact: bool = False,
+) -> Case:
     expected = expected_float64(inputs, state, rotate_hadamard=bool(variant["hadamard"]))
     rows = _tensor(inputs, "entry_rows")
     written = Pool(pool.data.clone(), pool.format, pool.page)
@@ -149,7 +182,7 @@ def make_case(variant: dict[str, Scalar], name: str, inputs: dict[str, Value], s
         inputs=inputs,
         outputs={},
         expected=expected,
-        limits={"format": float(list(FORMATS).index(str(variant["format"])))},
+        limits={"format": float(list(FORMATS).index(str(variant["format"]))), "exact": float(exact)},
         inouts={"state": state, name_of_pool: flat(pool)},
     )
 
@@ -222,6 +255,8 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     else:
         pool = judge_pages(after, before.data, rows, expected, name=name)
         findings, said = list(pool.findings), pool.values
+    if case.limits["exact"]:
+        findings += bytes_differ(got[name], case.expected[name], name)
     state, wanted = got["state"].contiguous(), case.expected["state"]
     wrong = state.view(torch.int32) != wanted.view(torch.int32)
     if wrong.any():
@@ -318,6 +353,29 @@ def hand_made(ratio: int, width: int, seed: int) -> CompressionPlan:
         cos_sin=torch.cat((angles.cos(), angles.sin()), dim=-1),
         state_rows=rows + 1,
         pool_rows=192,
+        apart=True,
+    )
+
+
+def copies(ratio: int) -> CompressionPlan:
+    """Entries of one token each of the step, in a slot of its own; the state keeps none."""
+    slots = 8 if ratio == 4 else ratio
+    places = torch.arange(0, slots, max(1, slots // 8))
+    fresh = torch.full((len(places), slots), -1)
+    fresh[torch.arange(len(places)), places] = torch.arange(len(places)).flip(0)
+    still = torch.zeros(len(places), ROTARY)
+    still[:, : ROTARY // 2] = 1.0
+    return CompressionPlan(
+        compression=Compression(
+            phase=(places % ratio).flip(0),
+            fresh=fresh,
+            stored=torch.full_like(fresh, -1),
+            entry_rows=3 * torch.arange(len(places)) + 1,
+            state_rows=torch.full((len(places),), -1),
+        ),
+        cos_sin=still,
+        state_rows=2,
+        pool_rows=3 * len(places) + 2,
         apart=True,
     )
 

@@ -3,7 +3,8 @@
 The rule: q' and the rotary part of a stored row are bf16 numbers, at least 99.9 % of them the correctly rounded ones of
 the float64 result, the rest one step off (further only where a rotation cancels, by what float32 leaves of it). The
 codes of a row are at most one step off, at most 0.1 % of them; its scales are equal unless the block's largest
-magnitude lies within two float32 units of where the scale doubles. All other bytes of the pool stay as they were.
+magnitude lies within two float32 units of where the scale doubles. All other bytes of the pool stay as they were. Keys
+that norm and rotation leave as they are give the bytes of the reference's quantiser.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 
 from dsv4.generator.verify import judging, quantized
 from dsv4.generator.verify.case import Case, OutputLayout, Value, Verdict
-from dsv4.generator.verify.pages import judge_pages
+from dsv4.generator.verify.pages import bytes_differ, judge_pages
 from dsv4.generator.verify.rotary import ROTARY, gapped, table
+from dsv4.generator.verify.unit_rows import unit_rows
 from dsv4.runtime.artifact import Scalar
 from dsv4.runtime.pool import KV_WIDTH, Pool, PoolFormat, page_bytes
 from dsv4.runtime.reference import pages
@@ -53,16 +55,24 @@ def cases(
         skipped: tuple[int, ...] = (),
         gap: int = 0,
         eps: float = 1e-6,
+        turned: bool = True,
+        exact: bool = False,
     ) -> None:
         held_q = gapped(normal(tokens, heads, KV_WIDTH) if q is None else q, gap, device)
         held_kv = gapped(normal(tokens, KV_WIDTH) if kv is None else kv, gap, device)
         weight = (1 + 0.5 * normal(KV_WIDTH) if w is None else w).to(torch.bfloat16).to(device)
-        cos_sin = gapped(table(tokens, generator), 4 if gap else 0, device, dtype=torch.float32)
+        angles = table(tokens, generator) if turned else table(1, generator).expand(tokens, -1)
+        cos_sin = gapped(angles, 4 if gap else 0, device, dtype=torch.float32)
         pool = make_pool(variant, 2 * tokens + 3, page, device)
         rows = torch.randperm(pool.rows, generator=generator)[:tokens].to(device)
         rows[list(skipped)] = -1
         made.append(
-            make_case(variant, name, held_q, held_kv, weight, cos_sin, pool, rows, eps=eps, out_gap=16 if gap else 0)
+            make_case(
+                *(variant, name, held_q, held_kv, weight, cos_sin, pool, rows),
+                eps=eps,
+                out_gap=16 if gap else 0,
+                exact=exact,
+            )
         )
 
     few = max(1, 64 // heads)
@@ -91,6 +101,16 @@ def cases(
     odd = normal(9, heads, KV_WIDTH)
     odd[2, heads - 1, 0], odd[5, 0, 511] = math.nan, math.inf
     add("NaN and infinite rows between finite ones", 9, q=odd, kv=strange)
+    own = unit_rows(5, generator)
+    add(
+        "keys that stay as they are: the pool's bytes are the quantiser's",
+        5,
+        kv=own,
+        w=torch.ones(KV_WIDTH),
+        eps=0.0,
+        turned=False,
+        exact=True,
+    )
     return made
 
 
@@ -106,6 +126,7 @@ def make_case(
     *,
     eps: float,
     out_gap: int = 0,
+    exact: bool = False,
 ) -> Case:
     eps32 = float(torch.tensor(eps, dtype=torch.float32))
     wide: dict[str, Any] = {"dtype": torch.float64, "out_dtype": torch.float64}
@@ -129,6 +150,7 @@ def make_case(
             "keys": keys,
             pool_name(variant): written.data if packed else written.data.view(-1, KV_WIDTH),
         },
+        limits={"exact": float(exact)},
         inouts={pool_name(variant): data},
     )
 
@@ -143,6 +165,8 @@ def judge(got: dict[str, torch.Tensor], case: Case) -> Verdict:
     rows = case.inputs["rows"]
     assert isinstance(rows, torch.Tensor)
     findings += judge_pages(pool, before, rows, case.expected["keys"], name=name).findings
+    if case.limits["exact"]:
+        findings += bytes_differ(got[name], case.expected[name], name)
     return judging.verdict(q_out, expected, findings)
 
 
