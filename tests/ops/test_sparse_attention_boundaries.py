@@ -37,40 +37,36 @@ KERNELS: dict[str, Wanted] = {
     "sm_90a, few heads": (DECODE, "sm_90a", 8, ROWS, {"splits": 2}),
     "sm_100a, gather4": (DECODE, "sm_100a", 64, {**ROWS, **FOUR}, {"splits": 1}),
 }
+ON_SM_90A: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
+    "window": (64, WINDOW, {"splits": 1}),
+    "rows, eight gathering warps": (64, ROWS, {"splits": 8, "gather_warps": 8}),
+    "pages, by the batch": (64, PAGES, {}),
+    "rows, by the batch": (128, ROWS, {"small_batch": "alike"}),
+    "bf16 window": (64, {**WINDOW, "cache": "plain"}, {"splits": 2}),
+    "bf16 rows": (64, BF16, {}),
+    "pair": (128, ROWS, {"splits": 2, "pair": 1}),
+    "pair of pages": (128, PAGES, {"pair": 1}),
+    "pair, bf16": (128, BF16, {"splits": 1, "pair": 1}),
+    "few heads, window": (16, WINDOW, {}),
+    "few heads, pages": (32, PAGES, {"splits": 4}),
+    "few heads, bf16": (24, BF16, {"splits": 1}),
+}
+ON_SM_100A: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
+    "window": (64, WINDOW, {"splits": 1}),
+    "rows": (128, ROWS, {"splits": 4}),
+    "pages, by the batch": (64, PAGES, {}),
+    "bf16 window": (64, {**WINDOW, "cache": "plain"}, {"splits": 2}),
+    "bf16 rows": (5, BF16, {}),
+    "gather4, window": (64, {**WINDOW, **FOUR}, {"splits": 8}),
+    "gather4, rows by the batch": (128, {**ROWS, **FOUR}, {}),
+    "gather4, pages": (64, {**PAGES, **FOUR}, {"splits": 1}),
+    "pair, window": (128, WINDOW, {"splits": 1, "cta_group": 2}),
+    "pair, gather4": (128, {**ROWS, **FOUR}, {"splits": 4, "cta_group": 2}),
+    "pair, pages by the batch": (80, {**PAGES, **FOUR}, {"cta_group": 2}),
+}
 VARIANTS: dict[str, Wanted] = {
-    **{
-        f"sm_90a, {name}": (DECODE, "sm_90a", heads, flags, config)
-        for name, heads, flags, config in (
-            ("window", 64, WINDOW, {"splits": 1}),
-            ("rows, eight gathering warps", 64, ROWS, {"splits": 8, "gather_warps": 8}),
-            ("pages, by the batch", 64, PAGES, {}),
-            ("rows, by the batch", 128, ROWS, {"small_batch": "alike"}),
-            ("bf16 window", 64, {**WINDOW, "cache": "plain"}, {"splits": 2}),
-            ("bf16 rows", 64, BF16, {}),
-            ("pair", 128, ROWS, {"splits": 2, "pair": 1}),
-            ("pair of pages", 128, PAGES, {"pair": 1}),
-            ("pair, bf16", 128, BF16, {"splits": 1, "pair": 1}),
-            ("few heads, window", 16, WINDOW, {}),
-            ("few heads, pages", 32, PAGES, {"splits": 4}),
-            ("few heads, bf16", 24, BF16, {"splits": 1}),
-        )
-    },
-    **{
-        f"sm_100a, {name}": (DECODE, "sm_100a", heads, flags, config)
-        for name, heads, flags, config in (
-            ("window", 64, WINDOW, {"splits": 1}),
-            ("rows", 128, ROWS, {"splits": 4}),
-            ("pages, by the batch", 64, PAGES, {}),
-            ("bf16 window", 64, {**WINDOW, "cache": "plain"}, {"splits": 2}),
-            ("bf16 rows", 5, BF16, {}),
-            ("gather4, window", 64, {**WINDOW, **FOUR}, {"splits": 8}),
-            ("gather4, rows by the batch", 128, {**ROWS, **FOUR}, {}),
-            ("gather4, pages", 64, {**PAGES, **FOUR}, {"splits": 1}),
-            ("pair, window", 128, WINDOW, {"splits": 1, "cta_group": 2}),
-            ("pair, gather4", 128, {**ROWS, **FOUR}, {"splits": 4, "cta_group": 2}),
-            ("pair, pages by the batch", 80, {**PAGES, **FOUR}, {"cta_group": 2}),
-        )
-    },
+    **{f"sm_90a, {name}": (DECODE, "sm_90a", *wanted) for name, wanted in ON_SM_90A.items()},
+    **{f"sm_100a, {name}": (DECODE, "sm_100a", *wanted) for name, wanted in ON_SM_100A.items()},
     "sm_90a, prefill": (PREFILL, "sm_90a", 64, {"has_length": True, "has_sink": True}, {}),
     "sm_90a, prefill of 128 heads": (PREFILL, "sm_90a", 128, {"has_length": True}, {}),
 }
