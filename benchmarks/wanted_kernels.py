@@ -21,7 +21,7 @@ from benchmarks.harness.summary import OUR_PREFIX
 from benchmarks.kernels import Wanted, recorded
 from dsv4.generator.build import build
 from dsv4.generator.kernel import KernelPlan
-from dsv4.generator.spec import load_op, plan
+from dsv4.generator.spec import Planner, load_op
 from dsv4.runtime.cache import KernelCache
 
 
@@ -41,9 +41,10 @@ def wanted(names: Sequence[str]) -> list[Wanted]:
 
 
 def plans(kernels: Sequence[Wanted], arch: str) -> list[KernelPlan]:
-    """Those that exist on ``arch``."""
+    """Those that exist on ``arch``, with those for some sizes alone."""
     there = [each for each in kernels if arch in load_op(each.op).archs]
-    return [plan(each.op, arch, dims=dict(each.dims), variant=dict(each.variant)) for each in there]
+    planners = [Planner(each.op, arch, dims=dict(each.dims), variant=dict(each.variant)) for each in there]
+    return [kernel for planner in planners for kernel in (planner.plan(), *planner.bucketed())]
 
 
 def main(

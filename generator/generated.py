@@ -71,10 +71,12 @@ def contents(plans: Iterable[KernelPlan], *, emit: Emit = emit) -> dict[str, str
 
 
 def readable_name(plan: KernelPlan) -> str:
-    """``fmha_D128_causal``: the operator, its static dimensions, its flags. A change of the defaults keeps the name."""
+    """``fmha_D128_causal``: the operator, its static dimensions, its flags, and sizes that it is for alone
+    (``mhc_pre_d4096_T0to112``). A change of the defaults keeps the name."""
     dims = "".join(f"_{name}{size}" for name, size in plan.dims.items())
     flags = "".join(f"_{name}" if v is True else f"_{name}{v}" for name, v in plan.variant.items() if v is not False)
-    return f"{plan.op}{dims}{flags}"
+    sizes = "".join(f"_{name}{low}to{'' if high is None else high}" for name, (low, high) in plan.bucket.items())
+    return f"{plan.op}{dims}{flags}{sizes}"
 
 
 def _present(root: Path) -> set[str]:

@@ -178,7 +178,7 @@ class KernelCache:
         these sizes, its variant is ``variant`` and the sizes lie in its bucket. Of the entries for ``device`` a
         measured one goes before a predicted one (which is for every GPU with as many SMs), then the newer; one that was
         tuned for such a device under other conditions, or whose kernel is not here, is said once and does not serve.
-        Among defaults the one with more static dimensions wins, then the newer.
+        Among defaults one for sizes of its own wins, then the one with more static dimensions, then the newer.
         """
         every = {**dims, **sizes}
         fitting = [a for a in self.artifacts(op, arch) if _fits(a.manifest, every, variant)]
@@ -186,7 +186,7 @@ class KernelCache:
         for entry in self._entries_for(op, arch, every, variant, device):
             chosen += [a for a in fitting if a.manifest.key == entry.key and a not in chosen]
         defaults = [a for a in fitting if a.manifest.is_default and a not in chosen]
-        return chosen + sorted(defaults, key=lambda a: -len(a.manifest.dims))
+        return chosen + sorted(defaults, key=lambda a: (not a.manifest.bucket, -len(a.manifest.dims)))
 
     def find(
         self,

@@ -33,6 +33,7 @@ class _Checker:
         self._arguments()
         self._references()
         self._defaults()
+        self._buckets()
         self._build()
         for path, expr in expressions(self.spec):
             self._names(path, expr, self._scope(path))
@@ -143,6 +144,21 @@ class _Checker:
                     valid = ", ".join(map(str, tunable.on(arch)))
                     self.refuse(("tunables", name, "otherwise"), tunable.otherwise, valid)
 
+    def _buckets(self) -> None:
+        spec = self.spec
+        dynamic = [name for name, dim in spec.dims.items() if dim.dynamic is not None]
+        for index, rule in enumerate(spec.buckets):
+            for name in rule.sizes:
+                self.member(("buckets", index, "sizes", name), name, dynamic)
+            for position, arch in enumerate(rule.archs):
+                self.member(("buckets", index, "archs", position), arch, spec.archs)
+            for arch in rule.archs or spec.archs:
+                for name, value in rule.set.items():
+                    path = ("buckets", index, "set", name)
+                    self.member(path, name, spec.on(arch))
+                    if not isinstance(value, Expression) and not has(spec.tunables[name].on(arch), value):
+                        self.refuse(path, value, ", ".join(map(str, spec.tunables[name].on(arch))))
+
     def _rule_path(self, arch: str, index: int, name: str) -> Path:
         """Where the value stands: a plain mapping is short for one rule."""
         for path in (("defaults", arch, index, "set", name), ("defaults", arch, "set", name), ("defaults", arch, name)):
@@ -180,7 +196,7 @@ class _Checker:
             case ("dims", str(name), *_):
                 earlier = static[: static.index(name)] if name in static else []
                 return [*(MODEL_PREFIX + size for size in self.model_names), *earlier]
-            case ("build", *_):
+            case ("build" | "buckets", *_):
                 return [*static, *spec.variants]
             case (str(field), *rest) if field in _WITH_DYNAMIC:
                 names = [*spec.dims, *spec.variants, *spec.tunables, *spec.let]

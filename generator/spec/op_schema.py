@@ -10,7 +10,7 @@ from dsv4.generator.spec.base import Expr, Name, Strict, Template, Text
 from dsv4.generator.spec.errors import Invalid
 from dsv4.generator.spec.storage_schema import Storage
 from dsv4.generator.spec.tensor_schema import Layout, Operand, Ragged, ScalarArgument, Tensor
-from dsv4.generator.spec.tunable_schema import DefaultRule, Dim, Tunable, Values, Variant
+from dsv4.generator.spec.tunable_schema import DefaultRule, Dim, Setting, Tunable, Values, Variant
 
 
 class Kernel(Strict):
@@ -73,6 +73,26 @@ class BuildRule(Strict):
     when: Expr | None = None
 
 
+class BucketRule(Strict):
+    """Default kernels of their own for calls of some sizes: the default configuration but for ``set``.
+
+    ``sizes``: the least and the largest size of dynamic dimensions, both inclusive, null where there is no largest.
+    ``archs``: only on these; ``when``: only for these static dimensions and flags.
+    """
+
+    sizes: dict[Name, tuple[int, int | None]] = Field(min_length=1, description="bounds of dynamic dimensions")
+    set: dict[Name, Setting] = Field(min_length=1, description="values of tunables")
+    archs: tuple[Name, ...] = ()
+    when: Expr | None = None
+
+    def model_post_init(self, _: Any) -> None:
+        for low, high in self.sizes.values():
+            if low < 0 or (high is not None and high < low):
+                raise Invalid(
+                    [low, high], "a least size from 0 on and a largest one from there on, or null", field="sizes"
+                )
+
+
 class OpNode(Strict):
     """One operator in the graph of a composed operator."""
 
@@ -117,6 +137,7 @@ class OpSpec(Strict):
     op_graph: tuple[OpNode, ...] = ()
     numerics: Numerics
     defaults: dict[Name, tuple[DefaultRule, ...]] = Field(min_length=1, description="a configuration for each arch")
+    buckets: tuple[BucketRule, ...] = ()
     build: tuple[BuildRule, ...] = ()
     forbid_spills: bool = False
     compile_seconds_limit: float = Field(60.0, gt=0)

@@ -15,7 +15,7 @@ from dsv4.generator.spec.expression import Expression, Unevaluable, Value
 from dsv4.generator.spec.load import load_arch, load_model, load_op
 from dsv4.generator.spec.op_schema import Constraint, OpSpec
 from dsv4.generator.spec.request import evaluate_let, request_for
-from dsv4.generator.spec.resolve import holds, resolve_config, resolve_dims, resolve_variant
+from dsv4.generator.spec.resolve import holds, resolve_config, resolve_dims, resolve_variant, setting
 from dsv4.runtime.artifact import Resources, Scalar, digest
 
 
@@ -100,6 +100,16 @@ class Planner:
             forbid_spills=spec.forbid_spills,
             compile_seconds_limit=spec.compile_seconds_limit,
         )
+
+    def bucketed(self) -> list[KernelPlan]:
+        """The default kernels of their own for some sizes of the call. Raises SpecError, Refused."""
+        found = []
+        for rule in self.spec.buckets:
+            if (rule.archs and self.arch not in rule.archs) or not holds(rule.when, self.scope):
+                continue
+            values = {name: setting(self.spec, self.arch, name, value, self.scope) for name, value in rule.set.items()}
+            found.append(replace(self.plan(values), is_default=True, bucket=dict(rule.sizes)))
+        return found
 
     def missing_features(self) -> list[str]:
         """What the operator requires of the chip and the chip does not have."""
@@ -193,7 +203,8 @@ def _predicted(budget: Budget) -> Resources:
 
 
 def default_plans(op: str | OpSpec, arch: str, model: str | None = None) -> list[KernelPlan]:
-    """Every default kernel of ``op`` on ``arch``: the products of the spec's build list, in order, each once.
+    """Every default kernel of ``op`` on ``arch``: the products of the spec's build list, in order, each once, with its
+    like for some sizes alone behind it.
 
     Empty for an operator of ``status: planned`` and for an arch without a template. Raises Refused if a default does
     not fit (a fault of the spec).
@@ -216,6 +227,6 @@ def default_plans(op: str | OpSpec, arch: str, model: str | None = None) -> list
                 variant = dict(zip(rule.variants, flags, strict=True))
                 planner = Planner(spec, arch, model=model, dims=dims, variant=variant)
                 if holds(rule.when, planner.scope):
-                    kernel = planner.plan()
-                    plans.setdefault(digest(kernel.identity), kernel)
+                    for kernel in (planner.plan(), *planner.bucketed()):
+                        plans.setdefault(digest(kernel.identity), kernel)
     return list(plans.values())

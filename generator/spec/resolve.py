@@ -70,12 +70,12 @@ def default_config(spec: OpSpec, arch: str, scope: Mapping[str, Value]) -> dict[
     config: dict[str, Scalar] = {}
     for rule in spec.defaults[arch]:
         if rule.when is None or rule.when(scope):
-            config |= {name: _default(spec, arch, name, value, scope) for name, value in rule.set.items()}
+            config |= {name: setting(spec, arch, name, value, scope) for name, value in rule.set.items()}
     ordered = {name: config[name] for name in spec.on(arch)}
     return settle(spec, arch, ordered, scope)
 
 
-def _default(spec: OpSpec, arch: str, name: str, value: Scalar | Expression, scope: Mapping[str, Value]) -> Scalar:
+def setting(spec: OpSpec, arch: str, name: str, value: Scalar | Expression, scope: Mapping[str, Value]) -> Scalar:
     """``value``, worked out if it is an expression; what comes out has to be a value of the tunable."""
     if not isinstance(value, Expression):
         return value

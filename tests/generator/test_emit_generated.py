@@ -44,6 +44,11 @@ def test_the_index_holds_every_default_and_no_other(root: Path) -> None:
     assert kernels["sm_90a/scale"]["sha256"] == EMIT(scale_plan()).sha256
 
 
+def test_a_kernel_for_some_sizes_alone_is_named_by_them() -> None:
+    few, many = scale_plan(bucket={"n": (0, 112)}), scale_plan(bucket={"n": (256, None), "m": (1, 2)})
+    assert [generated.readable_name(each) for each in (few, many)] == ["scale_n0to112", "scale_n256to_m1to2"]
+
+
 def test_an_edit_by_hand_a_missing_file_and_a_foreign_file_are_found(root: Path) -> None:
     edited = root / "sm_90a" / "scale.py"
     lines = edited.read_text().splitlines(keepends=True)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dsv4.generator.spec import SpecError, load_arch, load_model, load_op, plan, read_op
+from dsv4.generator.spec import SpecError, default_plans, load_arch, load_model, load_op, plan, read_op
 
 GOOD = """\
 op: scale
@@ -71,6 +71,12 @@ def test_the_unchanged_spec_is_good():
         ("tile: [32, 64]", "tile: [32, 32]", 14, "tunables.tile", "without repetitions"),
         ("tile: 32, order", "tile: 48, order", 28, "defaults.sm_90a.tile", "32, 64"),
         ("tile: 32, order: rows", "order: rows", 28, "defaults.sm_90a", "tile: one of its values"),
+        ("build:", "buckets: [{sizes: {d: [0, 9]}, set: {tile: 64}}]\nbuild:", 29, "buckets[0].sizes.d", "T"),
+        ("build:", "buckets: [{sizes: {T: [9, 0]}, set: {tile: 64}}]\nbuild:", 29, "buckets[0].sizes", "or null"),
+        ("build:", "buckets: [{sizes: {T: [0, 9]}, set: {tile: 48}}]\nbuild:", 29, "buckets[0].set.tile", "32, 64"),
+        ("build:", "buckets: [{sizes: {T: [0, 9]}, set: {til: 64}}]\nbuild:", 29, "buckets[0].set.til", "tile"),
+        ("build:", "buckets: [{sizes: {}, set: {tile: 64}}]\nbuild:", 29, "buckets[0].sizes", "at least 1"),
+        ("build:", "buckets: [{sizes: {T: [0]}, set: {tile: 64}}]\nbuild:", 29, "buckets[0].sizes.T", ""),
         ("static: [64, 96]", "static: [64, 100]", 6, "dims.d.static", "multiples of 8 from 1 to 4096"),
         ("static: [64, 96]", "static: [64], dynamic: any", 6, "dims.d", "exactly one of"),
         ("dims: {d: [64]}", "dims: {d: [68]}", 30, "build[0].dims.d", "multiples of 8"),
@@ -143,6 +149,24 @@ def test_a_stride_multiple_is_a_number_that_flags_may_decide(multiple, found):
     for pdl, multiple in ((False, 4), (True, 8)):
         found = plan(spec, "sm_90a", variant={"pdl": pdl}).contract.arguments[0]
         assert (found.name, found.stride_multiple) == ("x", multiple)
+
+
+def test_a_bucket_is_a_default_kernel_of_its_own_for_some_sizes():
+    text = changed("build:", "buckets: [{sizes: {T: [5, null]}, when: d == 64 and pdl, set: {tile: 64}}]\nbuild:")
+    spec = read_op(text.replace("dims: {d: [64]}", "variants: {pdl: [false, true]}"), "scale.yaml")
+    made = [
+        (each.dims["d"], each.variant["pdl"], each.config["tile"], each.bucket)
+        for each in default_plans(spec, "sm_90a")
+    ]
+    assert made == [
+        (64, False, 32, {}),
+        (64, True, 32, {}),
+        (64, True, 64, {"T": (5, None)}),
+        (96, False, 32, {}),
+        (96, True, 32, {}),
+    ]
+    assert all(each.is_default for each in default_plans(spec, "sm_90a"))
+    assert not plan(spec, "sm_90a", dims={"d": 64}, config={"tile": 64}).is_default
 
 
 def test_words_that_yaml_1_1_would_change_stay_words():

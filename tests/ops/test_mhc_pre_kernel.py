@@ -67,6 +67,17 @@ def test_the_models_sizes_are_default_kernels(arch: str) -> None:
     assert {(d, True, pdl) for d in (512, 4096, 7168) for pdl in (False, True)} <= made
 
 
+@pytest.mark.parametrize("d", [4096, 7168])
+def test_as_many_tokens_as_there_are_rows_in_a_pass_of_all_clusters_have_a_kernel_without_roles(d: int) -> None:
+    few = [each for each in default_plans("mhc_pre", "sm_90a") if each.dims["d"] == d and each.bucket]
+    assert {each.variant["pdl"] for each in few} == {False, True}
+    for each in few:
+        config = each.config
+        assert each.bucket == {"T": (0, 16 * config["token_tiles"] * config["clusters"])}  # type: ignore[operator]
+        assert (config["mixers"], config["stages"]) == (0, 1)
+    assert not any(each.bucket for each in default_plans("mhc_pre", "sm_100a"))
+
+
 @pytest.mark.parametrize(
     ("d", "config", "named"),
     [

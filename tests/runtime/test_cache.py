@@ -166,6 +166,10 @@ def test_find_compares_dims_variant_and_bucket(make: Any) -> None:
     assert find(cache, variant={}) is None
     for rows, key in ((99, "b"), (100, "f"), (200, "f"), (201, "b"), (299, "b"), (300, "1"), (10**9, "1")):
         assert find(cache, sizes={"T": rows}) == key * 32, rows
+    make("2" * 32)  # a newer default for all sizes
+    cache.refresh()
+    for rows, key in ((99, "2"), (100, "f"), (201, "2"), (300, "1")):
+        assert find(cache, sizes={"T": rows}) == key * 32, rows
 
 
 def test_newest_default_and_most_static_wins(make: Any) -> None:
