@@ -1,13 +1,14 @@
 # Emitted from generator/templates/moe/expert_offsets.py.j2 for op expert_offsets on sm_90a. Do not edit.
 # dims: k=6, E=256, align_m=128
-# config: warps=32, few_routes=16384, few_chunk=128, opt_level=3
-# spec sha256: 01be715a85a83d3c4cfbcd4b51e219b39a9c357bf02aab548d578aa310a6899c
+# config: warps=32, few_routes=16384, few_chunk=128, ranked_routes=384, opt_level=3
+# spec sha256: 6c640d6eb02a11bcf647c52796e221aba37ff55c1de8eb526e2b4f8cc02db2b5
 """Routes sorted by expert, 256 experts, each one's rows padded to a multiple of 128; the order is stable.
 
 A CTA places a chunk of the routes. For that it needs to know how many of each expert lie before its chunk and how many
 there are. Up to 16384 routes every CTA counts them all, and none has to wait for another. Beyond, a launch before
 counts each 4096 routes, and a CTA adds up what it said and counts only those of its own 4096. Its last part is the
 same: each warp has 32 neighbouring routes, and sums over warps in order give ranks.
+Up to 384 routes all of them are the chunk of every CTA: their ranks are their counts.
 """
 
 import cutlass
@@ -34,6 +35,7 @@ THREADS = 1024
 SUPER = 4096  # routes that are counted together where there are many
 FEW_ROUTES = 16384  # that every CTA counts by itself
 FEW_CHUNK = 128  # routes that a CTA places, of few
+RANKED = 384  # routes, a thread each, that every CTA ranks
 CHUNK = THREADS  # of many
 PADDING_CTAS = 32  # of few routes, at least: a thread a row of padding
 BATCH = 8  # routes of a thread that are on their way together
@@ -216,6 +218,80 @@ def offsets_kernel(
             row_token[row] = -1
 
 
+@cute.kernel
+def rank_kernel(
+    experts: cute.Tensor,
+    counts: cute.Tensor,
+    offsets: cute.Tensor,
+    route_row: cute.Tensor,
+    row_token: cute.Tensor,
+    pdl: cutlass.Constexpr[bool],
+):
+    """At most RANKED routes: one barrier less than offsets_kernel, and no sums of several threads."""
+    thread, _, _ = cute.arch.thread_idx()
+    cta, _, _ = cute.arch.block_idx()
+    ctas, _, _ = cute.arch.grid_dim()
+    warp, lane = thread // 32, thread % 32
+    storage = SmemAllocator().allocate(SharedStorage)
+    warp_counts = storage.warp_counts.get_tensor(
+        cute.make_ordered_layout((WARPS, EXPERTS), order=(1, 0))
+    )
+    warp_sums = storage.warp_sums.get_tensor(cute.make_layout((WARPS,)))
+    starts = storage.totals.get_tensor(cute.make_layout((EXPERTS,)))
+    ends = storage.ends.get_tensor(cute.make_ordered_layout((2, EXPERTS), order=(1, 0)))
+    routes = flat(experts)
+    total = cute.size(routes)
+    busy = (total + 31) // 32  # warps that have routes
+    if warp < busy:
+        for expert in cutlass.range_constexpr(EXPERT_WARPS):
+            if expert * 32 + lane < EXPERTS:
+                warp_counts[warp, expert * 32 + lane] = 0
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+        # Not earlier: what the next launch does before its own wait may rely on all launches before this.
+        cute.arch.griddepcontrol_launch_dependents()
+    own = route_of(routes, thread, total)
+    rank = Int32(0)
+    cute.arch.sync_warp()
+    if warp < busy:
+        rank = rank_route(own, warp_counts[warp, None], lane)
+    cute.arch.sync_threads()
+
+    # A thread an expert: its routes in all, and of the warps before each.
+    count = Int32(0)
+    if thread < EXPERTS:
+        for i in cutlass.range(busy, unroll=4):
+            more = warp_counts[i, thread]
+            warp_counts[i, thread] = count
+            count = count + more
+    padded = (count + (ALIGN - 1)) // ALIGN * ALIGN
+    offset, rows = sum_before(padded, warp_sums, thread, EXPERT_WARPS)
+    if thread < EXPERTS:
+        starts[thread] = offset
+        ends[0, thread], ends[1, thread] = offset + count, offset + padded
+        if cta == 0:
+            counts[thread] = count
+            offsets[thread] = offset
+    if thread == 0 and cta == 0:
+        offsets[EXPERTS] = rows
+    for row in cutlass.range(
+        rows + cta * THREADS + thread, row_token.shape[0], ctas * THREADS, unroll=1
+    ):
+        row_token[row] = -1
+    cute.arch.sync_threads()
+    if (
+        thread < total and warp % ctas == cta
+    ):  # all CTAs know the routes' rows; a warp's are written by one
+        row = Int32(-1)
+        if own >= 0:
+            row = starts[own] + warp_counts[warp, own] + rank
+            row_token[row] = thread // K
+        flat(route_row)[thread] = row
+    for expert in cutlass.range(cta + warp * ctas, EXPERTS, ctas * WARPS, unroll=1):
+        for row in cutlass.range(ends[0, expert] + lane, ends[1, expert], 32, unroll=2):
+            row_token[row] = -1
+
+
 @cute.jit
 def launch(
     experts: cute.Tensor,
@@ -245,11 +321,15 @@ def launch(
             min_blocks_per_mp=2,  # so that the CTAs of 32,768 tokens run side by side
             preferred_smem_carveout=-1,  # the driver's choice; left out, the compiler would ask a GPU
         )
-    elif routes > 0:
+    elif routes > RANKED:
         ctas = cutlass.max(PADDING_CTAS, cute.ceil_div(routes, FEW_CHUNK))
         offsets_kernel(
             experts, counts, offsets, route_row, row_token, cta_counts, False, pdl
         ).launch(grid=[ctas, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl)
+    elif routes > 0:
+        rank_kernel(experts, counts, offsets, route_row, row_token, pdl).launch(
+            grid=[PADDING_CTAS, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=pdl
+        )
 
 
 def arguments(variant):

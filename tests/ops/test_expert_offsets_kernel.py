@@ -14,8 +14,12 @@ from dsv4.generator.verify import cases, judge
 from tests.ops.builds import build_all, findings, ptx, takes_what_was_predicted
 
 ARCHS = ("sm_90a", "sm_100a")
-# E, k, align_m, pdl, warps, few_routes, few_chunk; none is a default kernel
-SHAPES = {"few experts": (16, 6, 8, True, 32, 4096, 256), "two of many": (200, 2, 1, False, 16, 8192, 128)}
+# E, k, align_m, pdl, warps, few_routes, few_chunk, ranked_routes; none is a default kernel
+SHAPES = {
+    "few experts": (16, 6, 8, True, 32, 4096, 256, 256),
+    "two of many": (200, 2, 1, False, 16, 8192, 128, 0),
+    "all that threads are for": (24, 3, 4, False, 16, 4096, 128, 512),
+}
 
 
 @pytest.fixture(scope="module", params=ARCHS)
@@ -26,9 +30,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             request.param,
             dims={"E": experts, "k": k, "align_m": align},
             variant={"pdl": pdl},
-            config={"warps": warps, "few_routes": few, "few_chunk": chunk},
+            config={"warps": warps, "few_routes": few, "few_chunk": chunk, "ranked_routes": ranked},
         )
-        for experts, k, align, pdl, warps, few, chunk in SHAPES.values()
+        for experts, k, align, pdl, warps, few, chunk, ranked in SHAPES.values()
     ]
     return dict(zip(SHAPES, build_all(plans, tmp_path_factory.mktemp("offsets")), strict=True))
 
@@ -38,7 +42,7 @@ def test_it_takes_what_was_predicted(built: dict[str, BuildResult], shape: str) 
     takes_what_was_predicted(built[shape])
     text, pdl = ptx(built[shape]), SHAPES[shape][3]
     # The launch behind count_kernel waits for it in either variant.
-    assert text.count("griddepcontrol.wait") == (3 if pdl else 1)
+    assert text.count("griddepcontrol.wait") == (4 if pdl else 1)
     # Nothing depends on who comes first: what was there before an addition is never looked at.
     kernels = [kernel for kernel in text.split(".entry")[1:] if "atom" in kernel]
     assert len(kernels) == 3
@@ -49,7 +53,13 @@ def test_it_takes_what_was_predicted(built: dict[str, BuildResult], shape: str) 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_permutations_of_a_kernel_that_is_no_default(built: dict[str, BuildResult], shape: str) -> None:
-    assert findings(built[shape], range(8)) == []
+    assert findings(built[shape], range(10)) == []
+
+
+def test_more_routes_than_threads_are_refused() -> None:
+    with pytest.raises(Refused) as refusal:
+        plan("expert_offsets", "sm_90a", config={"warps": 16, "ranked_routes": 1024})
+    assert any("a thread a route" in reason for reason in refusal.value.reasons)
 
 
 def test_more_experts_than_threads_are_refused() -> None:

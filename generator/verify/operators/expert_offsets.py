@@ -50,6 +50,10 @@ def cases(
     add("two CTAs, the second all but empty", distinct(CTA_ROUTES // k + 2))
     add("three CTAs", distinct(2 * CTA_ROUTES // k + 100))
     add("no route at all", torch.full((5, k), -1))
+    few = distinct(59)
+    few[torch.rand(few.shape, generator=generator) < 0.3] = -1
+    add("T=59, some routes are none", few)
+    add("T=8193: more than one launch", distinct(8193))
     return made
 
 
