@@ -156,4 +156,5 @@ class Prebuilt:
 def _is_of(artifact: Artifact, plan: KernelPlan) -> bool:
     manifest = artifact.manifest
     identity = {name: getattr(manifest, name) for name in plan.identity}
-    return manifest.spec_sha256 == plan.spec_sha256 and canonical_json(identity) == canonical_json(plan.identity)
+    same = manifest.spec_sha256 == plan.spec_sha256 and manifest.bucket == plan.bucket
+    return same and canonical_json(identity) == canonical_json(plan.identity)

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.generator.kernel import KernelPlan
-from dsv4.runtime.artifact import Manifest
+from dsv4.generator.spec.plan import Planner
+from dsv4.runtime.artifact import Manifest, canonical_json
 from dsv4.runtime.tuned import Bucket, Device, Entry, Policy, Question
 from dsv4.tuner import peers
 from dsv4.tuner.bench import Bench, Measured
 from dsv4.tuner.choose import Verdict, judge
 from dsv4.tuner.protocol import Request, Sizes, score_us
+from dsv4.tuner.target import untuned
 from dsv4.tuner.tried import Tried
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A winner that is to be measured again at ``sizes``, in turn with the default in one process, on other inputs.
-    ``artifacts`` are theirs; None where one could not be built again."""
+    """A winner that is to be measured again at ``sizes``, in turn with what serves these untuned (the default, or the
+    spec's own kernel for them), in one process and on other inputs. ``artifacts`` are theirs; None where one could not
+    be built again."""
 
     sizes: tuple[Sizes, ...]
     artifacts: tuple[Path, Path] | None
@@ -32,7 +35,7 @@ class Comparison:
         return self.artifacts[1] if self.artifacts else None
 
     def measured(self, bench: Bench, rounds: int) -> Verdict:
-        """The verdict on the winner."""
+        """The verdict on the winner at these sizes."""
         if self.artifacts is None:
             return Verdict(False, "the winner could not be built again")
         request = Request(
@@ -50,10 +53,27 @@ class Comparison:
         return judge(outcome.compared)
 
 
-def comparison(bench: Bench, default: KernelPlan, winner: KernelPlan, sizes: Sequence[Sizes]) -> Comparison:
-    """Have both built."""
-    first, second = (built.artifact for built in bench.builder.build([default, winner], lambda one: None))
-    return Comparison(tuple(sizes), None if first is None or second is None else (first, second))
+def comparisons(bench: Bench, planner: Planner, winner: KernelPlan, sizes: Sequence[Sizes]) -> list[Comparison]:
+    """Have all built: one for each kernel that serves some of ``sizes`` untuned and is not the winner itself."""
+    groups: dict[str, tuple[KernelPlan, list[Sizes]]] = {}
+    for each in sizes:
+        plan = untuned(planner, each)
+        if plan.config != winner.config:
+            groups.setdefault(canonical_json(plan.config), (plan, []))[1].append(each)
+    found = []
+    for plan, mine in groups.values():
+        first, second = (built.artifact for built in bench.builder.build([plan, winner], lambda one: None))
+        found.append(Comparison(tuple(mine), None if first is None or second is None else (first, second)))
+    return found
+
+
+def joined(verdicts: Sequence[Verdict], sizes: Sequence[Sizes]) -> Verdict:
+    """One verdict over all of ``sizes``; where there is none, the winner is what serves anyhow."""
+    for each in verdicts:
+        if not each.compared:
+            return each
+    known = {canonical_json(each["sizes"]): each for verdict in verdicts for each in verdict.compared}
+    return judge([known.get(canonical_json(each), {"sizes": dict(each), "ratio": 1.0}) for each in sizes])
 
 
 def entry(

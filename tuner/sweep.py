@@ -140,8 +140,11 @@ def _sweep(
     with study.attended():
         seed = settings.seed + study.company()  # workers of one seed would propose the same
         only = builder.only(space)
+        own = [
+            plan.config for plan in space.planner.bucketed()
+        ]  # what serves some sizes untuned has to be beaten there
         run.proposers = [
-            Proposer(space, default, settings.sampler, seed + number, seeds, only=only)
+            Proposer(space, default, settings.sampler, seed + number, [*own, *seeds], only=only)
             for number in range(len(run.groups))
         ]
         baseline = run.baseline()

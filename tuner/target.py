@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
@@ -13,6 +13,7 @@ from dsv4.generator.spec import load_arch
 from dsv4.generator.spec.plan import Planner
 from dsv4.generator.spec.resolve import resolve_config
 from dsv4.runtime.artifact import Scalar, canonical_json
+from dsv4.runtime.tuned import inside
 from dsv4.tuner.space import Space
 from dsv4.tuner.tried import changed
 
@@ -62,6 +63,12 @@ class Target:
             tunable = planner.spec.on(planner.arch).get(name)
             if tunable is None or tunable.when is None or value not in tunable.on(planner.arch):
                 resolve_config(planner.spec, planner.arch, planner.scope, {name: value})
+
+
+def untuned(planner: Planner, sizes: Mapping[str, int]) -> KernelPlan:
+    """What serves a call of these sizes where nothing was tuned: the default, or the spec's own kernel for them."""
+    every = {**planner.dims, **sizes}
+    return next((each for each in planner.bucketed() if inside(each.bucket, every)), planner.plan())
 
 
 def emptied_by(space: Space) -> str:

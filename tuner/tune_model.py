@@ -51,10 +51,12 @@ def without_kernel(jobs: Sequence[Job]) -> list[Job]:
 
 
 def build_defaults(jobs: Sequence[Job], builder: Builder, progress: Callable[[Built], None]) -> None:
-    """Build the defaults of ``jobs``, so that a budget that ends early leaves no call without a kernel. One that cannot
-    be built fails again when its turn comes, and is told then."""
-    if jobs:
-        builder.build([job.target.default() for job in jobs], progress)
+    """Build the defaults of ``jobs``, those for some sizes alone too, so that a budget that ends early leaves no call
+    without a kernel. One that cannot be built fails again when its turn comes, and is told then."""
+    planners = [job.target.planner() for job in jobs]
+    plans = [plan for planner in planners for plan in (planner.plan(), *planner.bucketed())]
+    if plans:
+        builder.build(plans, progress)
 
 
 def tune_model(

@@ -94,24 +94,32 @@ def decide_all(
     """
     default = baseline.tried()
     chosen = best_of(groups, tried, default, settings.loss)
-    made, comparisons = [], {}
+    made: list[Winner] = []
+    tasks: list[tuple[int, decide.Comparison]] = []
     for place, (bucket, places, best) in enumerate(zip(settings.served, groups, chosen, strict=True)):
-        sizes = [settings.sizes[place] for place in places]
+        sizes = [settings.sizes[each] for each in places]
         mine = decide.as_default(baseline, places)
-        served = {name: mine[name] for name in ("config", "key", "us")}
+        served, plan = {name: mine[name] for name in ("config", "key", "us")}, baseline.plan
         if best is not None:
             served = {"config": best.config, "key": best.detail["artifact"], "us": best.score_us}
-            plan = space.plan(best.config)
-            assert not isinstance(plan, Refused)
-            comparisons[place] = decide.comparison(bench, baseline.plan, plan, sizes)
+            planned = space.plan(best.config)
+            assert not isinstance(planned, Refused)
+            plan = planned
+        mine_here = decide.comparisons(bench, space.planner, plan, sizes)
+        tasks += [(place, each) for each in mine_here]
         made.append(Winner(bucket, sizes, mine, served))
-        if best is None and settings.loss is not None and len(groups) > 1:
+        if best is not None and not mine_here:
+            made[-1].why = "the spec's own kernel for these sizes is the fastest that was found"
+        elif best is None and settings.loss is not None and len(groups) > 1:
             made[-1].why = f"the default is within {100 * settings.loss:g} % of the best there, or is it"
-    tasks = [partial(each.measured, bench, settings.compare_rounds) for each in comparisons.values()]
-    verdicts = dict(zip(comparisons, together(bench.measure, tasks), strict=True))
+    verdicts = together(bench.measure, [partial(each.measured, bench, settings.compare_rounds) for _, each in tasks])
     for place, winner in enumerate(made):
-        best, verdict = chosen[place], verdicts.get(place)
-        artifact = comparisons[place].winner if place in comparisons else None
+        found = [
+            (each, verdict) for (at_place, each), verdict in zip(tasks, verdicts, strict=True) if at_place == place
+        ]
+        best = chosen[place] or default
+        verdict = decide.joined([each for _, each in found], winner.sizes) if found else None
+        artifact = found[0][0].winner if found else None
         if verdict is not None:
             winner.compared, winner.speedup, winner.why = verdict.compared, verdict.speedup, verdict.why
             if verdict.wins and settings.is_fake:
@@ -119,13 +127,13 @@ def decide_all(
         if settings.is_fake:
             continue
         cache.refresh()
-        if best is not None and verdict is not None and verdict.wins and artifact is not None:
+        if verdict is not None and verdict.wins and artifact is not None:
             entry = decide.entry(
                 Artifact.read(artifact).manifest,
                 device=settings.device,
                 bucket=winner.bucket,
                 policy=settings.policy,
-                winner=best,
+                winner=at(best, groups[place]),
                 default=winner.default,
                 verdict=verdict,
                 tried=tried,

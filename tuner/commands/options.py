@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, get_args
 
 import typer
@@ -12,12 +13,15 @@ from dsv4.generator.commands.select import Json as Json
 from dsv4.generator.commands.select import Model as Model
 from dsv4.generator.commands.select import Variant as Variant
 from dsv4.generator.console import UsageError, parse_assignments, parse_sizes
+from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec import list_archs
+from dsv4.runtime.artifact import canonical_json
 from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Policy
 from dsv4.tuner import buckets, shapes
+from dsv4.tuner.buckets import spelled
 from dsv4.tuner.protocol import Sizes
-from dsv4.tuner.target import Target
+from dsv4.tuner.target import Target, untuned
 
 Op = Annotated[str, typer.Option("--op", help="The operator.")]
 Arch = Annotated[str, typer.Option("--arch", help="sm_90a, sm_100a, or auto: this machine's GPU.")]
@@ -75,6 +79,19 @@ def resolve_arch(arch: str) -> str:
     if found is None:
         raise UsageError(f"--arch: found '{AUTO}' on a {torch.cuda.get_device_name()}; valid: on {valid}")
     return found
+
+
+def untuned_at(target: Target, sizes: Sequence[Sizes]) -> KernelPlan:
+    """What serves all of ``sizes`` untuned. Raises UsageError where it is not one kernel."""
+    planner = target.planner()
+    plans = {canonical_json(plan.config): plan for plan in (untuned(planner, each) for each in sizes)}
+    if len(plans) > 1:
+        told = ", ".join(spelled(each.bucket) for each in planner.bucketed())
+        raise UsageError(
+            f"--shape: found shapes that {target.op} has several default kernels for (its own for {told}); "
+            f"valid: shapes of one, or 'dsv4-tune sweep' with a --bucket for each"
+        )
+    return next(iter(plans.values()), planner.plan())
 
 
 def make_policy(launch: str, l2: str) -> Policy:

@@ -14,6 +14,7 @@ from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.errors import Dsv4Error
 from dsv4.runtime.tuned import Policy
 from dsv4.tuner import exchange
+from dsv4.tuner.buckets import spelled
 from dsv4.tuner.builders import Prebuilt
 from dsv4.tuner.commands import options
 from dsv4.tuner.job import Candidate, Job
@@ -85,6 +86,11 @@ def _job(
     seed: int,
 ) -> tuple[Job, list[Artifact]]:
     default, space = target.default(), target.space()
+    if (serving := options.untuned_at(target, sizes)).config != default.config:
+        raise UsageError(
+            f"pack: found shapes that {target.op} has a default kernel of its own for ({spelled(serving.bucket)}); "
+            f"valid: others, or 'dsv4-tune sweep'"
+        )
     prebuilt = Prebuilt(cache)
     compiled = rank((space.planner.plan(config) for config in prebuilt.only(space) or []), default)
     plans = [each for each in compiled if each.config != default.config][:limit]

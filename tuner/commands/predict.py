@@ -74,7 +74,7 @@ def predict_configurations(
     sizes, bounds = options.make_shapes(op, shape, bucket)
     calibration = shipped()
     predictor = Predictor(op, sizes, rates(arch), calibration.of())
-    default = predictor.predict(wanted.default())
+    default = predictor.predict(options.untuned_at(wanted, sizes))
     ranked = predictor.rank(wanted.space(), default.plan)
     cache = options.usable_cache()
     if verify:
