@@ -275,17 +275,19 @@ def test_prebuilt_kernels_are_found_by_what_they_are(tmp_path: Path):
     plans = [plan("rms_norm", "sm_90a", dims={"d": columns}) for columns in (512, 1024, 4096)]
     old = json.loads(json.dumps(plans[1].spec_sha256))[::-1]
 
-    def artifact(made, spec_sha256):
-        manifest = SimpleNamespace(**made.identity, spec_sha256=spec_sha256)
+    def artifact(made, spec_sha256, bucket):
+        manifest = SimpleNamespace(**made.identity, spec_sha256=spec_sha256, bucket=bucket)
         return SimpleNamespace(folder=tmp_path / made.name, manifest=manifest)
 
-    cache = SimpleNamespace(
-        root=tmp_path,
-        artifacts=lambda op, arch: (artifact(plans[0], plans[0].spec_sha256), artifact(plans[1], old)),
-    )
+    kept = (
+        artifact(plans[0], plans[0].spec_sha256, {}), artifact(plans[1], old, {}),
+        artifact(plans[2], plans[2].spec_sha256, {"T": (0, 8)}),
+    )  # fmt: skip
+    cache = SimpleNamespace(root=tmp_path, artifacts=lambda op, arch: kept)
     prebuilt = builders.Prebuilt(cache)  # type: ignore[arg-type]
     assert prebuilt.only(Target("rms_norm", "sm_90a", dims={"d": 512}).space()) == [plans[0].config]
     assert prebuilt.only(Target("rms_norm", "sm_90a", dims={"d": 1024}).space()) == []
+    assert prebuilt.only(Target("rms_norm", "sm_90a", dims={"d": 4096}).space()) == []  # it is for some sizes alone
     seen: list[str | None] = []
     built = prebuilt.build(plans, lambda one: seen.append(one.error))
     assert built[0].artifact == tmp_path / plans[0].name
