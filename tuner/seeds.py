@@ -1,5 +1,6 @@
-"""Where a search starts besides the default: what was tuned for the same operator at other shapes or flags, and what
-the cost model expects most of. A start is a guess: the search goes by what it measures."""
+"""Where a search starts besides the default: the spec's default kernels for some sizes, what was tuned for the same
+operator at other shapes or flags, and what the cost model expects most of. A start is a guess: the search goes by what
+it measures."""
 
 from __future__ import annotations
 
@@ -76,8 +77,10 @@ def predicted(
 
 
 def starts(cache: KernelCache, target: Target, sizes: Sequence[Sizes], device: str = "") -> dict[str, list[Config]]:
-    """Where to start, by source: ``tuned`` elsewhere, then ``predicted``; in this order they are tried."""
+    """Where to start, by source: the ``spec``'s own for some sizes, ``tuned`` elsewhere, ``predicted``; in this order
+    they are tried. (What serves some sizes untuned has to be measured, or a winner could be slower.)"""
     sources: dict[str, Callable[[], list[Config]]] = {
+        "spec": lambda: [dict(each.config) for each in target.planner().bucketed()],
         "tuned": lambda: neighbours(cache, target),
         "predicted": lambda: predicted(target, sizes, device),
     }

@@ -142,6 +142,13 @@ def test_a_large_space_is_sampled_and_searched_around_the_best(ranking):
     assert near and all(NORM.space().nearest(config) == config for config in near)
 
 
+def test_a_search_starts_with_what_serves_some_sizes_untuned(cache):
+    target = Target("mhc_pre", "sm_90a", dims={"d": 4096}, variant={"norm": True})
+    (few,) = starts(cache, target, [{"T": 1}])["spec"]
+    assert few["mixers"] == 0 != target.default().config["mixers"]
+    assert starts(cache, NORM, [{"T": 1}])["spec"] == []
+
+
 def test_a_search_starts_with_what_is_predicted(cache):
     found = starts(cache, NORM, [{"T": 4096}])
     assert found["tuned"] == [] and len(found["predicted"]) == SEEDS_MAX
