@@ -13,6 +13,8 @@ from benchmarks.harness.operator import Call, Case, Inputs, OperatorBenchmark, P
 MODES = ("cold", "warm", "host")
 """``cold`` and ``warm``: see timing.py, µs of GPU time a call. ``host``: µs of host time an eager call."""
 SETS_BYTES_MAX = 8 << 30
+ONE_SET_BYTES = 1 << 30
+"""Inputs and outputs beyond this are cold whoever used them last: L2 holds a twentieth of them."""
 CALLS_MAX = 1000
 OUT_OF_MEMORY = "out of memory"
 
@@ -56,19 +58,22 @@ class LocalSession:
     def open_case(self, label: str, seed: int) -> dict[str, Opened]:
         """Fresh inputs for the case; every peer prepared, checked once and captured.
 
-        A peer whose result is wrong, or that fails while it is prepared, is skipped with the reason; so is one for
-        which the memory does not suffice, or whose call no graph can hold.
+        A peer whose result is wrong, or that fails, is skipped with the reason; so is one for which the memory does not
+        suffice, or whose call no graph can hold. One case that cannot be measured does not end the run.
         """
         import torch
 
         case = self.cases[label]
         torch.manual_seed(seed)
-        first = self.bench.make_inputs(case, seed)
         calls: dict[str, Call] = {}
         opened: dict[str, Opened] = {}
         estimates_us: dict[str, float] = {}
+        first: Inputs = {}
         for name, peer in self.peers.items():
+            first, output = {}, None  # let go before others are made
+            torch.cuda.empty_cache()  # other peers' processes want what the last check took
             try:
+                first = self.bench.make_inputs(case, seed)  # poisoned anew: no peer passes on another's result
                 call = peer.prepare(case)
                 output = call(first)
                 errors = dict(self.bench.check(case, first, output)) if peer.checked else {}
@@ -79,10 +84,13 @@ class LocalSession:
                 opened[name] = Opened(skipped=f"wrong result: {error}")
             except torch.OutOfMemoryError:
                 opened[name] = Opened(skipped=OUT_OF_MEMORY)
+            except Exception as error:  # compilers and libraries fail in ways of their own
+                torch.cuda.synchronize()  # a GPU that is lost raises here, and ends the run
+                opened[name] = Opened(skipped=f"failed ({type(error).__name__}: {one_line(error)})")
             else:
                 opened[name], calls[name] = Opened(errors=errors), call
-            first = self.bench.make_inputs(case, seed)  # poisoned anew: no peer passes on another's result
         if calls:
+            first = first or self.bench.make_inputs(case, seed)
             for name in self._capture(case, seed, first, calls, estimates_us):
                 opened[name] = Opened(skipped=OUT_OF_MEMORY)
         return opened
@@ -99,10 +107,13 @@ class LocalSession:
         from benchmarks.harness.timing import calls_for, capture
 
         held_bytes = max(1, sum(value.nbytes for value in first.values() if hasattr(value, "nbytes")))
-        most = min(CALLS_MAX, max(2, SETS_BYTES_MAX // held_bytes))
+        most = min(CALLS_MAX, max(1 if held_bytes > ONE_SET_BYTES else 2, SETS_BYTES_MAX // held_bytes))
         count = calls_for(min(estimates_us[name] for name in calls), most)
-        sets = [first, *(self.bench.make_inputs(case, seed + i) for i in range(1, count))]
-        without_memory = []
+        sets, without_memory = [first], []
+        try:
+            sets += [self.bench.make_inputs(case, seed + i) for i in range(1, count)]
+        except torch.OutOfMemoryError:
+            return list(calls)
         for name, call in calls.items():
             repeated = partial(call, first)
             try:

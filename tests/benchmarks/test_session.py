@@ -118,6 +118,25 @@ def test_calls_fill_about_two_milliseconds() -> None:
     assert timing.calls_for(1e6, 1000) == 1
 
 
+def test_one_peer_that_fails_does_not_end_the_run(session: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(case: Case) -> Any:
+        raise RuntimeError("stride 0 is not 128")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    session.peers["wrong"] = Peer("wrong", fails)
+    opened = session.open_case("small", 5)
+    assert opened["wrong"].skipped == "failed (RuntimeError: stride 0 is not 128)"
+    assert opened["right"].skipped is None and "right" in session.ready
+
+
+def test_a_case_without_room_for_its_inputs_is_skipped(session: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(case: Case, seed: int) -> Inputs:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(session.bench, "make_inputs", no_room)
+    assert {each.skipped for each in session.open_case("small", 5).values()} == {"out of memory"}
+
+
 def test_a_slow_peer_has_fewer_calls_in_its_graphs(session: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
     session.peers["slow"] = Peer("slow", session.peers["right"].prepare)
     times = iter([100.0, 1000.0])
