@@ -43,9 +43,9 @@ def near_pool() -> Pool:
 
 def far_pool(near: Pool) -> tuple[Pool, int]:
     """The same rows at the end of a pool of more than 2³² bytes, the rest of which is NaN; how far they have moved."""
-    page_bytes = near.data.stride(0)
+    own_pages, page_bytes = near.data.shape[0], near.data.stride(0)
     more = BEYOND // page_bytes + 1
-    data = torch.full((more + NEAR_PAGES, page_bytes), 0xFF, dtype=torch.uint8, device="cuda")
+    data = torch.full((more + own_pages, page_bytes), 0xFF, dtype=torch.uint8, device="cuda")
     data[more:, : near.data.shape[1]] = near.data
     return Pool(data[:, : near.data.shape[1]], PoolFormat.KV_FP8, PAGE), more * PAGE
 
