@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import mhc_post, mhc_pre
 from benchmarks.harness.cli import main
 from benchmarks.harness.operator import Call, Case, Inputs, Peer, Work
-from benchmarks.kernels import compiled_peer, loaded_kernel, our_peers
+from benchmarks.kernels import compiled_peer, loaded_kernel
 from benchmarks.peers import flashinfer, tile_kernels
 from benchmarks.peers.read_only import read_only
 
@@ -20,15 +20,17 @@ class MhcPostPreBenchmark:
     """The next streams, and from them the input of the next sub-layer and its weights; Flash and Pro."""
 
     op = "mhc_post_pre"
-    ours = "dsv4 kernel"
+    ours = "dsv4"
 
     def cases(self) -> list[Case]:
         return mhc_pre.BENCHMARK.cases()
 
     def peers(self) -> list[Peer]:
         return [
-            *our_peers(kernel),
-            Peer("dsv4 mhc_post, mhc_pre", two_kernels, "the two kernels one after the other"),
+            Peer("dsv4", lambda case: ours(case, pdl=False), "what the operator takes, called bare"),
+            Peer("dsv4 pdl", lambda case: ours(case, pdl=True), "programmatic dependent launch", shown=False),
+            Peer("dsv4 one launch", lambda case: kernel(case, pdl=False), "the kernel mhc_post_pre", shown=False),
+            Peer("dsv4 two launches", two_kernels, "mhc_post and mhc_pre one after the other", shown=False),
             Peer(
                 "tile-kernels", tile_peer, "TileKernels' post and its two of pre, torch's norm", tile_kernels.versions
             ),
@@ -73,8 +75,16 @@ def kernel(case: Case, *, pdl: bool) -> Call:
     return loaded_kernel("mhc_post_pre", dims=dims, variant={"norm": True, "pdl": pdl}, sizes=sizes, result=result)
 
 
-def two_kernels(case: Case) -> Call:
-    return one_after_the_other(mhc_post.kernel(case, pdl=False), mhc_pre.kernel(case, pdl=False))
+def two_kernels(case: Case, *, pdl: bool = False) -> Call:
+    return one_after_the_other(mhc_post.kernel(case, pdl=pdl), mhc_pre.kernel(case, pdl=pdl))
+
+
+def ours(case: Case, *, pdl: bool) -> Call:
+    """One kernel of few tokens, two of many."""
+    from dsv4.runtime.ops.mhc_post_pre import two_launches_from
+
+    many = int(case.sizes["T"]) >= two_launches_from(int(case.sizes["d"]))
+    return two_kernels(case, pdl=pdl) if many else kernel(case, pdl=pdl)
 
 
 def tile_peer(case: Case) -> Call:

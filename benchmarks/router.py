@@ -137,11 +137,11 @@ def ours(case: Case) -> Call:
     import torch
 
     from dsv4.runtime.dispatch import ARCH_OF_CAPABILITY
-    from dsv4.runtime.ops.router import LOGITS_GEMM_TOKENS, ONE_LAUNCH_TOKENS, WITHOUT_GATE_GEMM
+    from dsv4.runtime.ops.router import LOGITS_GEMM_TOKENS, WITHOUT_GATE_GEMM, one_launch_tokens
 
     tokens = int(case.sizes["T"])
     arch = ARCH_OF_CAPABILITY.get(torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
-    if tokens <= ONE_LAUNCH_TOKENS:
+    if tokens <= one_launch_tokens(int(case.sizes["d"])):
         return one_launch(case)
     return (gemm if tokens >= LOGITS_GEMM_TOKENS and arch not in WITHOUT_GATE_GEMM else two_launches)(case)
 

@@ -13,10 +13,16 @@ from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_post_pre as reference
 
-TWO_LAUNCHES_FROM = 256
+TWO_LAUNCHES_FROM = {4096: 256}
+TWO_LAUNCHES_FROM_WIDE = 16
 """Tokens from which ``mhc_post`` and ``mhc_pre`` one after the other are faster than both in one kernel, which has
-neither the roles of ``mhc_pre``'s warps nor the registers for them. Measured on an H100 with 4096 and 7168 columns, see
-docs/notes/operators_hopper.md."""
+neither the roles of ``mhc_pre``'s warps nor the registers for them: of up to so many columns, and of more. Measured on
+an H100 with 4096 and 7168 columns, see docs/notes/operators_hopper.md."""
+
+
+def two_launches_from(columns: int) -> int:
+    """The fewest tokens with streams of ``columns`` columns that two kernels take."""
+    return next((tokens for most, tokens in TWO_LAUNCHES_FROM.items() if columns <= most), TWO_LAUNCHES_FROM_WIDE)
 
 
 def _two_serve(
@@ -30,7 +36,7 @@ def _two_serve(
     out_dtype: torch.dtype | None,
     **_: object,
 ) -> tuple[Served, ...] | None:
-    if streams.shape[0] < TWO_LAUNCHES_FROM:
+    if streams.shape[0] < two_launches_from(streams.shape[-1]):
         return None
     fn, base, scale, norm = parameters
     wide = [each for each in (fn, base, scale) if each is not None]
@@ -145,7 +151,7 @@ def mhc_post_pre(
         update, streams, post, comb: as in ``mhc_post``.
         fn, base, scale, norm: of the next sub-layer, as in ``mhc_pre``; so are the options.
 
-    Few tokens are served by one kernel, many by those of the two (``TWO_LAUNCHES_FROM``). Raises ``ContractError``.
+    Few tokens are served by one kernel, many by those of the two (``two_launches_from``). Raises ``ContractError``.
     dsv4-reference §2.2, §2.3.
     """
     return _operator(

@@ -93,7 +93,7 @@ def test_counters_are_kept_and_come_back_as_zeros(served: list[str]) -> None:
     kept = counters_of(CPU)
     for _ in range(2):
         is_the_references(router(y, weight, **options), y, weight, **options)
-        assert counters_of(CPU) is kept and kept.tolist() == [0, 0]
+        assert counters_of(CPU) is kept and not kept.any()
     assert served == ["router"]
 
 
