@@ -16,7 +16,7 @@ from cutlass import Float32, Int32, Uint32, Uint64
 from dsv4.generator.device.cluster_reduce import largest, two_sums
 from dsv4.generator.device.fixed_weight import is_below_share, weight_of
 from dsv4.generator.device.kept_tokens import not_hoisted
-from dsv4.generator.device.row_part import Part, chunk_of, first_index, kept_bits
+from dsv4.generator.device.row_part import Part, chunk_of, first_index, kept_bits, offset_of
 from dsv4.generator.device.row_passes import best_score
 
 
@@ -55,7 +55,15 @@ def best_of_share(
         is_known, is_open = False, False
         if share < Float32(1.0):
             logit, before = Float32(row[Int32(token)]), Int32(token) - 1
-            mass, kept = _weights(row, held, threshold, last_index, logit, before, peak, inverse, rank, thread, part)
+            mass, kept = Uint64(0), Uint64(0)
+            if whole == Uint64(0) and threshold > Float32(float("-inf")):
+                mass, kept = _weights(
+                    row, held, True, threshold, last_index, logit, before, peak, inverse, rank, thread, part
+                )
+            else:  # without top-k all tokens are the whole; later candidates ask for a part of the same whole
+                mass, kept = _weights(
+                    row, held, False, threshold, last_index, logit, before, peak, inverse, rank, thread, part
+                )
             mass, kept = two_sums(mass, kept, warp_words, cta_words, turn, rank, thread)
             turn = turn ^ 1
             whole = kept if whole == Uint64(0) else whole
@@ -70,6 +78,7 @@ def best_of_share(
 def _weights(
     row: cute.Tensor,
     held: cute.Tensor,
+    is_part: cutlass.Constexpr[bool],
     threshold: Float32,
     last_index: Int32,
     logit: Float32,
@@ -80,16 +89,23 @@ def _weights(
     thread: Int32,
     part: cutlass.Constexpr[Part],
 ) -> tuple[Uint64, Uint64]:
-    """The weight of this thread's tokens up to ``logit`` and ``before``, and of those up to ``threshold``."""
+    """The weight of this thread's tokens up to ``logit`` and ``before``; and of all, where ``is_part`` of those up to
+    ``threshold`` and ``last_index``."""
     mass, kept = Uint64(0), Uint64(0)
     factor = not_hoisted(inverse)
     for chunk in cutlass.range(part.chunks, unroll=1):
         logits = chunk_of(row, held, chunk, rank, thread, part)
         first = first_index(chunk, rank, thread, part)
-        is_kept = kept_bits(logits, threshold, last_index, first, part)
-        is_before = kept_bits(logits, logit, before, first, part)
+        if cutlass.const_expr(is_part):
+            is_kept = kept_bits(logits, threshold, last_index, first, part)
+        before_offset = before - first
         for i in cutlass.range_constexpr(part.chunk):
             weight = weight_of(logits[i], peak, factor)
-            kept = kept + (weight if (is_kept & Uint32(1 << i)) != Uint32(0) else Uint64(0))
-            mass = mass + (weight if (is_before & Uint32(1 << i)) != Uint32(0) else Uint64(0))
+            if cutlass.const_expr(is_part):
+                kept = kept + (weight if (is_kept & Uint32(1 << i)) != Uint32(0) else Uint64(0))
+            else:
+                kept = kept + weight
+            is_early = offset_of(i, part) <= before_offset
+            is_before = logits[i] > logit or (logits[i] == logit and is_early)
+            mass = mass + (weight if is_before else Uint64(0))
     return mass, kept
