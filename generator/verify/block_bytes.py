@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from dsv4.generator.verify.case import OutputLayout
 from dsv4.runtime.checkpoint.swizzle import swizzle_blockscale, unswizzle_blockscale
 from dsv4.runtime.reference import codes
+from dsv4.runtime.reference.block_layouts import FORMATS, TILE_ROWS
 from dsv4.runtime.reference.quantize import quantize_fp8, quantize_mxfp4, quantize_nvfp4
 from dsv4.runtime.weight import Quantized
 
-TILE_ROWS = 128
 LAYOUTS = ("row_major", "swizzled_128x4", "m_major")
-
-
-@dataclass(frozen=True)
-class BlockFormat:
-    """``block`` columns share a scale in ``scale_dtype``; ``packed``: E2M1, two codes a byte, else E4M3."""
-
-    block: int
-    packed: bool
-    scale_dtype: torch.dtype
-
-    @property
-    def code_dtype(self) -> torch.dtype:
-        return torch.uint8 if self.packed else torch.float8_e4m3fn
-
-
-FORMATS = {
-    "fp8_128": BlockFormat(128, False, torch.float8_e8m0fnu),
-    "fp8_32": BlockFormat(32, False, torch.float8_e8m0fnu),
-    "mxfp4": BlockFormat(32, True, torch.float8_e8m0fnu),
-    "nvfp4": BlockFormat(16, True, torch.float8_e4m3fn),
-}
 
 
 def quantized(x: torch.Tensor, format: str, input_scale: torch.Tensor | None) -> Quantized:

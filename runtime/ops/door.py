@@ -37,6 +37,8 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "i32": (torch.int32,),
     "i64": (torch.int64,),
     "f32": (torch.float32,),
+    "codes": (torch.float8_e4m3fn, torch.uint8),
+    "scales": (torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float32),
 }
 RECORDS: dict[str, type] = {"weight": Weight, "pool": Pool, "compression": Compression, "lengths": tuple}
 KINDS = (*DTYPES, "activation", *RECORDS)

@@ -10,19 +10,24 @@ import torch
 
 from dsv4.runtime.ops.compressor import compressor
 from dsv4.runtime.ops.dequantize import dequantize
+from dsv4.runtime.ops.dequantize_blocks import dequantize_blocks
 from dsv4.runtime.ops.embed import embed
 from dsv4.runtime.ops.expert_offsets import CTA_ROUTES, expert_offsets
 from dsv4.runtime.ops.indexer_q import indexer_q, indexer_q_folded
 from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
+from dsv4.runtime.ops.inverse_rope_quant_blocks import inverse_rope_quant_blocks
 from dsv4.runtime.ops.mhc_head import mhc_head
 from dsv4.runtime.ops.mhc_post import mhc_post
 from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
 from dsv4.runtime.ops.mhc_pre import mhc_pre
 from dsv4.runtime.ops.moe_combine import moe_combine
+from dsv4.runtime.ops.moe_combine_rows import moe_combine_rows
 from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
 from dsv4.runtime.ops.quantize import quantize
+from dsv4.runtime.ops.quantize_blocks import quantize_blocks
 from dsv4.runtime.ops.rms_norm import rms_norm
 from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
+from dsv4.runtime.ops.rms_norm_quant_blocks import rms_norm_quant_blocks
 from dsv4.runtime.ops.router import (
     GATE_GEMM_PARTS,
     GATE_GEMM_TOKENS,
@@ -33,7 +38,9 @@ from dsv4.runtime.ops.router import (
     router,
 )
 from dsv4.runtime.ops.swiglu_quant import swiglu_quant, swiglu_quant_joined
+from dsv4.runtime.ops.swiglu_quant_blocks import swiglu_quant_blocks
 from dsv4.runtime.pool import Pool, PoolFormat
+from dsv4.runtime.reference import quantize_blocks as blocks_reference
 from dsv4.runtime.reference.compressor import Compression
 from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8
 
@@ -137,6 +144,10 @@ def constant(**options: Any) -> Callable[[int], dict[str, Any]]:
     return lambda tokens: options
 
 
+def outer() -> torch.Tensor:
+    return torch.tensor(0.002, device=DEVICE)
+
+
 def fp8() -> Any:
     return fp8_weight(torch.randn(4, COLUMNS, device=DEVICE))
 
@@ -187,5 +198,38 @@ CALLS: dict[str, GpuCall] = {
         swiglu_quant, lambda tokens: (normal(tokens, 2048), normal(tokens, 2048)), constant(limit=10.0, block=128)
     ),
     "moe_combine": GpuCall(moe_combine, lambda tokens: (normal(tokens, 6, COLUMNS), normal(tokens, COLUMNS))),
+    "moe_combine gathered": GpuCall(
+        moe_combine_rows,
+        lambda tokens: (
+            normal(5 * tokens + 3, COLUMNS),
+            ints(tokens, 6, high=5 * tokens + 4).int() - 1,
+            normal(tokens, COLUMNS),
+        ),
+    ),
+    "quantize nvfp4 in tiles": GpuCall(
+        quantize_blocks,
+        lambda tokens: (normal(tokens, COLUMNS), outer()),
+        constant(format="nvfp4", scale_layout="swizzled_128x4"),
+    ),
+    "rms_norm_quant nvfp4 in tiles": GpuCall(
+        rms_norm_quant_blocks,
+        lambda tokens: (normal(tokens, COLUMNS), 1 + 0.1 * normal(COLUMNS), outer()),
+        constant(format="nvfp4", scale_layout="swizzled_128x4", with_y=True),
+    ),
+    "swiglu_quant nvfp4 in tiles": GpuCall(
+        swiglu_quant_blocks,
+        lambda tokens: (normal(tokens, 4096), f32(tokens), outer()),
+        constant(limit=10.0, format="nvfp4", scale_layout="swizzled_128x4"),
+    ),
+    "dequantize mxfp4": GpuCall(
+        dequantize_blocks,
+        lambda tokens: blocks_reference.quantize_blocks(normal(tokens, COLUMNS), format="mxfp4"),
+        constant(format="mxfp4"),
+    ),
+    "inverse_rope_quant transposed": GpuCall(
+        inverse_rope_quant_blocks,
+        lambda tokens: (normal(tokens, HEADS, 512), table(tokens)),
+        constant(groups=8, scale_layout="m_major_f32"),
+    ),
 }
 """``sample`` is not among them: its reference sorts the vocabulary."""

@@ -17,19 +17,26 @@ from dsv4.runtime.errors import ContractError
 from dsv4.runtime.ops import plain
 from dsv4.runtime.ops.compressor import compressor
 from dsv4.runtime.ops.dequantize import dequantize
+from dsv4.runtime.ops.dequantize_blocks import dequantize_blocks
 from dsv4.runtime.ops.embed import embed
 from dsv4.runtime.ops.indexer_q import indexer_q
 from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
+from dsv4.runtime.ops.inverse_rope_quant_blocks import inverse_rope_quant_blocks
 from dsv4.runtime.ops.mhc_head import mhc_head
 from dsv4.runtime.ops.mhc_post import mhc_post
 from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
 from dsv4.runtime.ops.mhc_pre import mhc_pre
 from dsv4.runtime.ops.moe_combine import moe_combine
+from dsv4.runtime.ops.moe_combine_rows import moe_combine_rows
 from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
 from dsv4.runtime.ops.quantize import quantize
+from dsv4.runtime.ops.quantize_blocks import quantize_blocks
 from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
+from dsv4.runtime.ops.rms_norm_quant_blocks import rms_norm_quant_blocks
 from dsv4.runtime.ops.swiglu_quant import swiglu_quant, swiglu_quant_joined
+from dsv4.runtime.ops.swiglu_quant_blocks import swiglu_quant_blocks
 from dsv4.runtime.pool import Pool, PoolFormat
+from dsv4.runtime.reference import quantize_blocks as blocks_reference
 from dsv4.runtime.reference.compressor import Compression
 from dsv4.runtime.reference.quantize import fp8_weight, quantize_fp8, quantize_mxfp4
 from tests.ops.door_values import close, values
@@ -143,7 +150,63 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[s
     ),
     "swiglu_quant of two tensors bf16": (swiglu_quant, lambda: (normal(3, 256), normal(3, 256)), {"limit": 1.0}),
     "moe_combine": (moe_combine, lambda: (normal(3, 6, 512), normal(3, 512)), {}),
+    "moe_combine gathered": (
+        moe_combine_rows,
+        lambda: (normal(9, 512), torch.tensor([[8, 0, -1], [3, 3, 2]], dtype=torch.int32), normal(2, 512)),
+        {},
+    ),
+    "quantize mxfp4": (quantize_blocks, lambda: (normal(3, 256),), {"format": "mxfp4"}),
+    "quantize nvfp4 in tiles": (
+        quantize_blocks,
+        lambda: (normal(130, 256), torch.tensor(0.002)),
+        {"format": "nvfp4", "scale_layout": "swizzled_128x4"},
+    ),
+    "quantize transposed": (
+        quantize_blocks,
+        lambda: (normal(5, 256),),
+        {"format": "fp8_128", "scale_layout": "m_major"},
+    ),
+    "rms_norm_quant in tiles": (
+        rms_norm_quant_blocks,
+        lambda: (normal(3, 512), 1 + 0.1 * normal(512)),
+        {"format": "fp8_32", "scale_layout": "swizzled_128x4", "with_y": True},
+    ),
+    "rms_norm_quant alone": (rms_norm_quant_blocks, lambda: (normal(3, 512), normal(512)), {"format": "fp8_128"}),
+    "dequantize in tiles": (
+        dequantize_blocks,
+        lambda: (*in_tiles(normal(3, 256)), torch.tensor(0.002)),
+        {"format": "nvfp4", "scale_layout": "swizzled_128x4"},
+    ),
+    "dequantize transposed": (
+        dequantize_blocks,
+        lambda: blocks_reference.quantize_blocks(normal(3, 256), format="fp8_128", scale_layout="m_major"),
+        {"format": "fp8_128", "scale_layout": "m_major"},
+    ),
+    "swiglu_quant nvfp4 in tiles": (
+        swiglu_quant_blocks,
+        lambda: (normal(3, 512), torch.rand(3), torch.tensor(0.002)),
+        {"limit": 10.0, "format": "nvfp4", "scale_layout": "swizzled_128x4"},
+    ),
+    "swiglu_quant mxfp4": (
+        swiglu_quant_blocks,
+        lambda: (normal(3, 512),),
+        {"limit": 10.0, "format": "mxfp4", "interleaved": True},
+    ),
+    "inverse_rope_quant transposed": (
+        inverse_rope_quant_blocks,
+        lambda: (normal(5, 4, 512), table(5)),
+        {"groups": 2, "scale_layout": "m_major_f32"},
+    ),
+    "inverse_rope_quant packed": (
+        inverse_rope_quant_blocks,
+        lambda: (normal(5, 4, 512), table(5)),
+        {"groups": 2, "scale_layout": "m_major_packed"},
+    ),
 }
+
+
+def in_tiles(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return blocks_reference.quantize_blocks(x, torch.tensor(0.002), format="nvfp4", scale_layout="swizzled_128x4")
 
 
 @pytest.mark.parametrize("name", CALLS)

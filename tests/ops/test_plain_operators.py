@@ -16,6 +16,7 @@ from dsv4.runtime.ops import door
 from dsv4.runtime.ops.attention_combine import attention_combine
 from dsv4.runtime.ops.compressor import compressor
 from dsv4.runtime.ops.dequantize import dequantize
+from dsv4.runtime.ops.dequantize_blocks import dequantize_blocks
 from dsv4.runtime.ops.embed import embed
 from dsv4.runtime.ops.expert_offsets import expert_offsets
 from dsv4.runtime.ops.experts import experts
@@ -23,6 +24,7 @@ from dsv4.runtime.ops.grouped_output import grouped_output
 from dsv4.runtime.ops.indexer_q import indexer_q, indexer_q_folded
 from dsv4.runtime.ops.indexer_scores import indexer_scores
 from dsv4.runtime.ops.inverse_rope_quant import inverse_rope_quant
+from dsv4.runtime.ops.inverse_rope_quant_blocks import inverse_rope_quant_blocks
 from dsv4.runtime.ops.linear import linear
 from dsv4.runtime.ops.lm_head import lm_head
 from dsv4.runtime.ops.mhc_head import mhc_head
@@ -30,16 +32,20 @@ from dsv4.runtime.ops.mhc_post import mhc_post
 from dsv4.runtime.ops.mhc_post_pre import mhc_post_pre
 from dsv4.runtime.ops.mhc_pre import mhc_pre
 from dsv4.runtime.ops.moe_combine import moe_combine
+from dsv4.runtime.ops.moe_combine_rows import moe_combine_rows
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.ops.q_norm_rope_kv_insert import q_norm_rope_kv_insert
 from dsv4.runtime.ops.quantize import quantize
+from dsv4.runtime.ops.quantize_blocks import quantize_blocks
 from dsv4.runtime.ops.rms_norm_quant import rms_norm_quant
+from dsv4.runtime.ops.rms_norm_quant_blocks import rms_norm_quant_blocks
 from dsv4.runtime.ops.rms_norm_wide import rms_norm
 from dsv4.runtime.ops.rope_table import rope_table
 from dsv4.runtime.ops.router import router
 from dsv4.runtime.ops.sample import sample
 from dsv4.runtime.ops.sparse_attention import sparse_attention
 from dsv4.runtime.ops.swiglu_quant import swiglu_quant, swiglu_quant_joined
+from dsv4.runtime.ops.swiglu_quant_blocks import swiglu_quant_blocks
 from dsv4.runtime.ops.topk import topk
 from dsv4.runtime.pool import Pool
 from dsv4.runtime.reference.compressor import Compression
@@ -154,6 +160,28 @@ def cases() -> dict[str, Case]:
             {"limit": 10.0},
         ),
         "moe_combine": (moe_combine, (torch.randn(3, 2, 32), torch.randn(3, 32)), {}),
+        "moe_combine_rows": (moe_combine_rows, (torch.randn(7, 32), ints(3, 2, high=7).int(), torch.randn(3, 32)), {}),
+        "quantize_blocks": (quantize_blocks, (torch.randn(3, 128),), {"format": "mxfp4"}),
+        "dequantize_blocks": (
+            dequantize_blocks,
+            quantize_blocks(torch.randn(3, 128), format="fp8_32"),
+            {"format": "fp8_32"},
+        ),
+        "rms_norm_quant_blocks": (
+            rms_norm_quant_blocks,
+            (torch.randn(3, 128), torch.randn(128), torch.tensor(0.01)),
+            {"format": "nvfp4", "scale_layout": "swizzled_128x4"},
+        ),
+        "swiglu_quant_blocks": (
+            swiglu_quant_blocks,
+            (torch.randn(3, 256), torch.rand(3)),
+            {"limit": 10.0, "format": "fp8_128", "scale_layout": "m_major"},
+        ),
+        "inverse_rope_quant_blocks": (
+            inverse_rope_quant_blocks,
+            (torch.randn(3, 4, 128), table(3)),
+            {"groups": 2, "scale_layout": "m_major_f32"},
+        ),
         "lm_head": (lm_head, (torch.randn(3, 32), torch.randn(9, 32)), {}),
         "sample": (
             sample,
@@ -239,6 +267,7 @@ def test_wrong_arguments(stem: str, place: int, value: Any, message: str) -> Non
         ("q_norm_rope_kv_insert", 5, torch.tensor([0, 12, 1]), "rows: found values from 0 to 12; valid: -1 to 10"),
         ("sparse_attention", 2, torch.full((3, 6), -2), "window_rows: found values from -2 to -2; valid: -1 to 10"),
         ("experts", 1, torch.full((3, 2), 4), "ids: found values from 4 to 4; valid: 0 to 3"),
+        ("moe_combine_rows", 1, torch.full((3, 2), 7).int(), "index: found values from 7 to 7; valid: -1 to 6"),
         ("indexer_scores", 4, torch.tensor([1, 6, 2]), "visible: found values from 1 to 6; valid: 0 to 5"),
     ],
 )
@@ -292,6 +321,22 @@ def flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     return [tensor for part in value for tensor in flat(part)] if isinstance(value, tuple) else []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "fp8_64"}, "format: found 'fp8_64'; valid: fp8_128, fp8_32, mxfp4, nvfp4"),
+        ({"format": "mxfp4", "scale_layout": "tiles"}, "scale_layout: found 'tiles'; valid: row_major, swizzled"),
+        ({"format": "mxfp4", "scale_layout": "m_major"}, "scale_layout: found m_major with mxfp4; valid: with fp8_128"),
+        ({"format": "nvfp4"}, "input_scale: found none with nvfp4; valid: with nvfp4 alone"),
+        ({"format": "mxfp4", "input_scale": torch.tensor(1.0)}, "input_scale: found one with mxfp4"),
+        ({"format": "fp8_128", "scale_layout": "swizzled_128x4"}, "found 128 columns .*; valid: a multiple of 512"),
+    ],
+)
+def test_formats_and_layouts_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize_blocks(torch.randn(3, 128), **options)
 
 
 SYNCHRONISING = {"experts"}
