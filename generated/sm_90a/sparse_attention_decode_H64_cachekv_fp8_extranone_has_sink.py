@@ -1,14 +1,15 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 21723c4656b46ea25bccef48402f87243134050cb006abcb7e00cdce4b9cc36c
+# spec sha256: 95098254cb7b7409107aa6726ce6d541e3f720bab8f624da04c4de24b82364fe
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
 columns each. The CTAs of a cluster share the tiles; at the end each adds up and stores a part of the columns.
 
 Of few queries CTAs of fewer heads, more of them, take less time: for each call the host code chooses the kernel that
-is expected to take the least.
+is expected to take the least. Of more than there are SMs, CTAs without a cluster take one after another; those that
+would be left for a last round with few CTAs are shared among more of them, as few queries are.
 """
 
 import cutlass
@@ -18,17 +19,22 @@ from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.memory import SmemAllocator
 
 from dsv4.generator.device import (
-    kv_feed,
     kv_groups,
+    kv_halves,
+    kv_rounds,
     kv_rows,
     sm90_decode_output,
     sm90_few_heads,
     sm90_few_merge,
     sm90_few_output,
+    sm90_prefill_score,
+    sm90_prefill_value,
+    sm90_ring,
     sm90_sparse_decode,
     sm90_wgmma,
     softmax,
 )
+from dsv4.generator.device.inline_asm import not_hoisted
 
 VARIANTS = (
     {
@@ -61,12 +67,18 @@ SLOTS = 2  # tiles of keys in shared memory
 Q_REGISTER_COLUMNS = 128
 THREADS = 512
 THREADS_APART = 512
+ROUND_ITEMS = 132  # queries and blocks of 64 heads that CTAs take by turns
 BLOCKS_OF_8 = 8  # heads, or what is left, a cluster each
 BLOCKS_OF_16 = 4  # heads, or what is left, a cluster each
+# CTAs that may share a query's keys, one aside.
+SPLITS_8 = (2, 3, 4, 5, 8)
+SPLITS_16 = (2, 3, 4, 8)  # for the parts of five there is no room
+SPLITS_64 = (2, 4, 8)
 # Nanoseconds of an H100 with 1, 2, 4 and 8 splits, without the tiles, and of each tile of a CTA: the least is chosen.
-WHOLE_NS = (9900, 10200, 13600, 13600, 2600)
-HEADS_8_NS = (4500, 4500, 4800, 5000, 1750)
-HEADS_16_NS = (6000, 6000, 5700, 5900, 1850)
+WHOLE_NS = (9900, 10500, 12800, 18300, 2300)
+HEADS_8_NS = (5200, 6100, 6250, 7100, 1650)
+HEADS_16_NS = (6300, 7500, 7000, 8100, 1770)
+RESCALE_ABOVE = 8  # powers of two by which a maximum has to grow before O is scaled
 SCORE_WARP = 4
 VALUE_WARP = 8
 
@@ -79,11 +91,13 @@ class SharedStorage:
     raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
     statistics: cute.struct.Align[cute.struct.MemRange[Float32, 1024], 16]
     factors: cute.struct.Align[cute.struct.MemRange[Float32, 128], 16]
-    is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 8], 16]
-    raw_full: cute.struct.Align[cute.struct.MemRange[Int64, 8], 8]
+    is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
     keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
     scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
-    empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    empty: cute.struct.Align[cute.struct.MemRange[Int64, 4], 8]
+    normalisers: cute.struct.Align[cute.struct.MemRange[Float32, 256], 16]
+    last_full: cute.struct.Align[cute.struct.MemRange[Int64, 1], 8]
+    last_empty: cute.struct.Align[cute.struct.MemRange[Int64, 1], 8]
 
 
 @cute.kernel
@@ -99,6 +113,7 @@ def sparse_attention_decode_kernel(
     max_logits: cute.Tensor | None,
     softmax_scale: Float32,
     empty_lse: Float32,
+    first_token: Int32,
     splits: Int32,
     pdl: cutlass.Constexpr[bool],
 ):
@@ -111,6 +126,7 @@ def sparse_attention_decode_kernel(
     lane = thread % 32
     token, head_block, _ = cute.arch.cluster_idx()
     rank = cute.arch.block_idx_in_cluster()
+    token += first_token
     request, query = token // q.shape[1], token % q.shape[1]
     first_head = head_block * 64
     heads = Int32(64)
@@ -124,13 +140,13 @@ def sparse_attention_decode_kernel(
         keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
         p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
         factors=storage.factors.get_tensor(cute.make_layout((64, SLOTS))),
-        is_key=storage.is_key.get_tensor(cute.make_layout((4, SLOTS))),
+        is_key=storage.is_key.get_tensor(cute.make_layout((8, SLOTS))),
     )
     statistics = storage.statistics.get_tensor(
         cute.make_layout((64, 2, sm90_decode_output.SPLITS_MAX))
     )
     barriers = sm90_sparse_decode.Barriers(
-        raw_full=storage.raw_full.data_ptr(),
+        raw_full=None,
         keys_full=storage.keys_full.data_ptr(),
         scores_full=storage.scores_full.data_ptr(),
         empty=storage.empty.data_ptr(),
@@ -171,7 +187,7 @@ def sparse_attention_decode_kernel(
         # Gathering warps.
         cute.arch.setmaxregister_decrease(96)
         raw = storage.raw.data_ptr() + warp * 9216
-        kv_feed.feed(4, segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS)
+        kv_halves.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS)
         if splits > 1:
             exchange_statistics()
             cute.arch.cluster_arrive()
@@ -191,7 +207,7 @@ def sparse_attention_decode_kernel(
         )
         sm90_sparse_decode.score(
             *(tiles, scale_log2, smem_q, q_registers, ring, barriers, row_max, row_sum, own_thread),
-            *(Q_REGISTER_COLUMNS, SLOTS),
+            *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, Int32(0), Int32(0)),
         )
         sm90_decode_output.whole_sums(row_sum)
         if splits > 1:
@@ -218,7 +234,9 @@ def sparse_attention_decode_kernel(
         cute.arch.setmaxregister_increase(160)
         part, own_thread = (warp - VALUE_WARP) // 4, (thread - 32 * VALUE_WARP) % 128
         accs_o = [sm90_wgmma.accumulator(sm90_sparse_decode.PRODUCT_COLUMNS) for _ in range(2)]
-        sm90_sparse_decode.add_values(tiles, part, ring, barriers, accs_o, own_thread, SLOTS)
+        sm90_sparse_decode.add_values(
+            tiles, part, ring, barriers, accs_o, own_thread, SLOTS, Int32(0), Int32(0)
+        )
         own_sink = sink_of(sink, first_head)
         if splits > 1:
             exchange_statistics()
@@ -256,7 +274,7 @@ def exchange_statistics():
 @cute.struct
 class SharedStorage8:
     sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
-    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 4096], 1024]
+    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 5120], 1024]
     sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 4096], 1024]
     sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 1024], 1024]
     raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
@@ -264,7 +282,6 @@ class SharedStorage8:
     factors: cute.struct.Align[cute.struct.MemRange[Float32, 16], 16]
     maxima: cute.struct.Align[cute.struct.MemRange[Float32, 64], 16]
     is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
-    raw_full: cute.struct.Align[cute.struct.MemRange[Int64, 16], 8]
     keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
     scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
     empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
@@ -283,18 +300,20 @@ def sparse_attention_decode_8_heads_kernel(
     max_logits: cute.Tensor | None,
     softmax_scale: Float32,
     empty_lse: Float32,
+    first_token: Int32,
     splits: Int32,
     pdl: cutlass.Constexpr[bool],
 ):
     """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
 
-    ``splits`` CTAs, a cluster, share them: 1, 2, 4 or 8.
+    ``splits`` CTAs, a cluster, share them: 1 to 8.
     """
     thread, _, _ = cute.arch.thread_idx()
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     lane = thread % 32
     token, head_block, _ = cute.arch.cluster_idx()
     rank = cute.arch.block_idx_in_cluster()
+    token += first_token
     request, query = token // q.shape[1], token % q.shape[1]
     first_head = head_block * 8
     heads = Int32(8)
@@ -315,14 +334,13 @@ def sparse_attention_decode_8_heads_kernel(
         cute.make_layout((8, 2, sm90_decode_output.SPLITS_MAX))
     )
     barriers = sm90_few_heads.Barriers(
-        raw_full=storage.raw_full.data_ptr(),
         keys_full=storage.keys_full.data_ptr(),
         scores_full=storage.scores_full.data_ptr(),
         empty=storage.empty.data_ptr(),
     )
     if warp == 0:
         with cute.arch.elect_one():
-            sm90_few_heads.init_barriers(barriers, 2, 2)
+            sm90_few_heads.init_barriers(barriers, 2)
         cute.arch.mbarrier_init_fence()
     cute.arch.sync_threads()
     if splits > 1:
@@ -345,11 +363,8 @@ def sparse_attention_decode_8_heads_kernel(
                 keys = cutlass.min(length[request], keys)
         segments.append(kv_rows.Segment(pool, page, own, keys, rows, is_table))
     all_tiles = kv_rows.tiles_of(segments[0].keys)
-    splits_log2 = sm90_decode_output.log2_of(splits)
-    first_tile, last_tile = (
-        (all_tiles * rank) >> splits_log2,
-        (all_tiles * (rank + 1)) >> splits_log2,
-    )
+    first_tile = sm90_few_output.share_of(all_tiles, rank, splits)
+    last_tile = sm90_few_output.share_of(all_tiles, rank + 1, splits)
     tiles = last_tile - first_tile
     scale_log2 = softmax_scale * softmax.LOG2_E
     if warp < 8:
@@ -442,7 +457,7 @@ def sparse_attention_decode_8_heads_kernel(
 @cute.struct
 class SharedStorage16:
     sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
-    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 8192], 1024]
+    parts_o: cute.struct.Align[cute.struct.MemRange[Float32, 9216], 1024]
     sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 8192], 1024]
     sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 2048], 1024]
     raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
@@ -450,7 +465,6 @@ class SharedStorage16:
     factors: cute.struct.Align[cute.struct.MemRange[Float32, 32], 16]
     maxima: cute.struct.Align[cute.struct.MemRange[Float32, 128], 16]
     is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
-    raw_full: cute.struct.Align[cute.struct.MemRange[Int64, 16], 8]
     keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
     scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
     empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
@@ -469,18 +483,20 @@ def sparse_attention_decode_16_heads_kernel(
     max_logits: cute.Tensor | None,
     softmax_scale: Float32,
     empty_lse: Float32,
+    first_token: Int32,
     splits: Int32,
     pdl: cutlass.Constexpr[bool],
 ):
     """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
 
-    ``splits`` CTAs, a cluster, share them: 1, 2, 4 or 8.
+    ``splits`` CTAs, a cluster, share them: 1 to 8.
     """
     thread, _, _ = cute.arch.thread_idx()
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     lane = thread % 32
     token, head_block, _ = cute.arch.cluster_idx()
     rank = cute.arch.block_idx_in_cluster()
+    token += first_token
     request, query = token // q.shape[1], token % q.shape[1]
     first_head = head_block * 16
     heads = Int32(16)
@@ -501,14 +517,13 @@ def sparse_attention_decode_16_heads_kernel(
         cute.make_layout((16, 2, sm90_decode_output.SPLITS_MAX))
     )
     barriers = sm90_few_heads.Barriers(
-        raw_full=storage.raw_full.data_ptr(),
         keys_full=storage.keys_full.data_ptr(),
         scores_full=storage.scores_full.data_ptr(),
         empty=storage.empty.data_ptr(),
     )
     if warp == 0:
         with cute.arch.elect_one():
-            sm90_few_heads.init_barriers(barriers, 2, 2)
+            sm90_few_heads.init_barriers(barriers, 2)
         cute.arch.mbarrier_init_fence()
     cute.arch.sync_threads()
     if splits > 1:
@@ -531,11 +546,8 @@ def sparse_attention_decode_16_heads_kernel(
                 keys = cutlass.min(length[request], keys)
         segments.append(kv_rows.Segment(pool, page, own, keys, rows, is_table))
     all_tiles = kv_rows.tiles_of(segments[0].keys)
-    splits_log2 = sm90_decode_output.log2_of(splits)
-    first_tile, last_tile = (
-        (all_tiles * rank) >> splits_log2,
-        (all_tiles * (rank + 1)) >> splits_log2,
-    )
+    first_tile = sm90_few_output.share_of(all_tiles, rank, splits)
+    last_tile = sm90_few_output.share_of(all_tiles, rank + 1, splits)
     tiles = last_tile - first_tile
     scale_log2 = softmax_scale * softmax.LOG2_E
     if warp < 8:
@@ -625,6 +637,154 @@ def sparse_attention_decode_16_heads_kernel(
         )
 
 
+@cute.kernel
+def sparse_attention_decode_rounds_kernel(
+    q: cute.Tensor,
+    pools: tuple,
+    indices: tuple,
+    lengths: tuple,
+    pages: tuple,
+    sink: cute.Tensor | None,
+    out: cute.Tensor,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor | None,
+    softmax_scale: Float32,
+    empty_lse: Float32,
+    items: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
+
+    The CTAs take the first ``items`` queries and blocks of heads by turns.
+    """
+    thread, _, _ = cute.arch.thread_idx()
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    lane = thread % 32
+    cta, _, _ = cute.arch.block_idx()
+    ctas, _, _ = cute.arch.grid_dim()
+
+    # Shared memory: the ring of tiles, the rest of Q, P, raw rows, what the roles tell one another.
+    storage = SmemAllocator().allocate(SharedStorage)
+    key_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, SLOTS)
+    p_layout = sm90_wgmma.k_major_smem_layout(64, 64, 1)
+    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 4096
+    ring = sm90_sparse_decode.Ring(
+        keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
+        p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
+        factors=storage.factors.get_tensor(cute.make_layout((64, SLOTS))),
+        is_key=storage.is_key.get_tensor(cute.make_layout((8, SLOTS))),
+    )
+    barriers = sm90_sparse_decode.Barriers(
+        raw_full=None,
+        keys_full=storage.keys_full.data_ptr(),
+        scores_full=storage.scores_full.data_ptr(),
+        empty=storage.empty.data_ptr(),
+    )
+    normalisers = storage.normalisers.get_tensor(cute.make_layout((2, 128)))
+    last_full, last_empty = storage.last_full.data_ptr(), storage.last_empty.data_ptr()
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_sparse_decode.init_barriers(barriers, SLOTS, 4)
+            cute.arch.mbarrier_init(last_full, 4)
+            cute.arch.mbarrier_init(last_empty, sm90_sparse_decode.EMPTY_ARRIVALS)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    # With pdl nothing of the launches before this one is read or overwritten before they have ended.
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+        cute.arch.griddepcontrol_launch_dependents()
+
+    work = kv_rounds.Work(cta, ctas, items, HEAD_BLOCKS, q.shape[1], pools, indices, lengths, pages)
+    slot, phase, last = Int32(0), Int32(0), Int32(0)
+    if warp < SCORE_WARP:
+        # Gathering warps.
+        cute.arch.setmaxregister_decrease(96)
+        raw = storage.raw.data_ptr() + warp * 9216
+        kv_rounds.feed(work, raw, ring, barriers, warp, lane, SLOTS)
+    elif warp < VALUE_WARP:
+        # Scores and softmax.
+        cute.arch.setmaxregister_decrease(96)
+        own_thread = thread - 32 * SCORE_WARP
+        scale_log2 = softmax_scale * softmax.LOG2_E
+        q_registers = cute.make_rmem_tensor(((2, 2, 2), 1, Q_REGISTER_COLUMNS // 16), BFloat16)
+        q_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM - Q_REGISTER_COLUMNS, 1)
+        smem_q = storage.sQ.get_tensor(q_layout.outer, swizzle=q_layout.inner)[None, None, 0]
+        row_max, row_sum = (
+            cute.make_rmem_tensor((2,), Float32),
+            cute.make_rmem_tensor((2,), Float32),
+        )
+        normaliser = cute.make_rmem_tensor((2,), Float32)
+        for turn in cutlass.range(kv_rounds.rounds_of(work), unroll=1):
+            item = kv_rounds.item_of(work, turn)
+            request, query, block = kv_rounds.place_of(work, item)
+            first_head, heads = heads_from(block)
+            tiles = kv_rounds.tiles_of(*kv_rounds.keys_of(work, item))
+            own_q = heads_of(q, request, query, first_head)
+            # All warps are done with the last item's Q.
+            cute.arch.barrier(barrier_id=sm90_sparse_decode.SCORE_BARRIER, number_of_threads=128)
+            sm90_sparse_decode.load_q(
+                own_q, heads, smem_q, q_registers, own_thread, Q_REGISTER_COLUMNS
+            )
+            slot, phase = sm90_sparse_decode.score(
+                *(
+                    tiles,
+                    scale_log2,
+                    smem_q,
+                    q_registers,
+                    ring,
+                    barriers,
+                    row_max,
+                    row_sum,
+                    own_thread,
+                ),
+                *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, slot, phase),
+            )
+            # Worked out anew, instead of in registers over all tiles.
+            request, query, block = kv_rounds.place_of(
+                work, kv_rounds.item_of(work, not_hoisted(turn))
+            )
+            first_head, heads = heads_from(block)
+            own_lse = numbers_of(lse, request, query, first_head)
+            own_max = None
+            own_sink = sink_of(sink, first_head)
+            sm90_prefill_score.finish(
+                *(row_max, row_sum, row_max, normaliser, own_sink, own_lse, own_max),
+                *(heads, scale_log2, empty_lse, own_thread),
+            )
+            cute.arch.mbarrier_wait(last_empty, last ^ 1)
+            sm90_prefill_score.tell(normaliser, normalisers, last_full, own_thread)
+            last ^= 1
+    else:
+        # Values: each warpgroup 256 columns of O.
+        cute.arch.setmaxregister_increase(160)
+        part, own_thread = (warp - VALUE_WARP) // 4, (thread - 32 * VALUE_WARP) % 128
+        accs_o = [sm90_wgmma.accumulator(sm90_sparse_decode.PRODUCT_COLUMNS) for _ in range(2)]
+        factor = cute.make_rmem_tensor((2,), Float32)
+        next_first, next_second = kv_rounds.keys_of(work, kv_rounds.item_of(work, Int32(0)))
+        for turn in cutlass.range(kv_rounds.rounds_of(work), unroll=1):
+            tiles = kv_rounds.tiles_of(next_first, next_second)
+            next_first, next_second = kv_rounds.keys_of(work, kv_rounds.item_of(work, turn + 1))
+            slot, phase = sm90_sparse_decode.add_values(
+                tiles, part, ring, barriers, accs_o, own_thread, SLOTS, slot, phase
+            )
+            cute.arch.mbarrier_wait(last_full, last)
+            sm90_prefill_value.hear_factors(factor, normalisers, own_thread)
+            cute.arch.sync_warp()
+            sm90_ring.release(last_empty, 0)
+            last ^= 1
+            request, query, block = kv_rounds.place_of(work, kv_rounds.item_of(work, turn))
+            first_head, heads = heads_from(block)
+            own_out = heads_of(out, request, query, first_head)
+            sm90_prefill_value.store(accs_o, factor, own_out, heads, part, own_thread)
+
+
+@cute.jit
+def heads_from(block: Int32) -> tuple[Int32, Int32]:
+    """The first head of a block, and how many heads it has."""
+    first_head = block * 64
+    return first_head, Int32(64)
+
+
 @cute.jit
 def heads_of(tensor: cute.Tensor, request: Int32, query: Int32, first_head: Int32) -> cute.Tensor:
     """The (64, HEAD_DIM) rows of a query's heads from ``first_head`` on, in q or out."""
@@ -645,16 +805,6 @@ def sink_of(sink: cute.Tensor, first_head: Int32) -> cute.Tensor:
 
 
 @cute.jit
-def splits_of(ctas: Int32, tiles: Int32) -> Int32:
-    """As many CTAs a query as there is room for at once, and no more than leave each a tile or two."""
-    splits = Int32(1)
-    for room in (SPLIT_CTAS, LARGE_CLUSTER_CTAS, LARGE_CLUSTER_CTAS):
-        if 2 * splits * ctas <= room and splits < tiles:
-            splits = 2 * splits
-    return splits
-
-
-@cute.jit
 def time_of(costs: cutlass.Constexpr, ctas: Int32, tiles: Int32, splits: Int32) -> Int32:
     """About how many nanoseconds ``ctas`` clusters of ``splits`` CTAs take that share ``tiles`` tiles; in one wave."""
     alone, by_two, by_four, by_eight, of_tile = costs
@@ -663,10 +813,41 @@ def time_of(costs: cutlass.Constexpr, ctas: Int32, tiles: Int32, splits: Int32) 
         fixed = Int32(alone)
     elif splits == 2:
         fixed = Int32(by_two)
-    elif splits == 4:
+    elif splits <= 4:
         fixed = Int32(by_four)
     time = fixed + (cutlass.min(tiles, 65536) + splits - 1) // splits * of_tile
     return time if ctas <= SPLIT_CTAS else Int32(0x7FFFFFFF)
+
+
+@cute.jit
+def least_splits_of(
+    costs: cutlass.Constexpr, choice: cutlass.Constexpr, ctas: Int32, tiles: Int32
+) -> Int32:
+    """As many CTAs a query as take the least time: one, or one of the ``choice``."""
+    splits, least = Int32(1), time_of(costs, ctas, tiles, Int32(1))
+    for parts in choice:
+        room = SPLIT_CTAS if parts == 2 else LARGE_CLUSTER_CTAS
+        time = time_of(costs, ctas, tiles, Int32(parts))
+        if parts * ctas <= room and parts <= tiles and time <= least:
+            splits, least = Int32(parts), time
+    return splits
+
+
+@cute.jit
+def least_time_of(tokens: Int32, tiles: Int32) -> Int32:
+    """About how many nanoseconds ``tokens`` queries of ``tiles`` tiles take in one wave, by the kernel that takes least."""
+    ctas = tokens * HEAD_BLOCKS
+    time = time_of(WHOLE_NS, ctas, tiles, least_splits_of(WHOLE_NS, SPLITS_64, ctas, tiles))
+    ctas = tokens * BLOCKS_OF_8
+    time = cutlass.min(
+        time, time_of(HEADS_8_NS, ctas, tiles, least_splits_of(HEADS_8_NS, SPLITS_8, ctas, tiles))
+    )
+    ctas = tokens * BLOCKS_OF_16
+    time = cutlass.min(
+        time,
+        time_of(HEADS_16_NS, ctas, tiles, least_splits_of(HEADS_16_NS, SPLITS_16, ctas, tiles)),
+    )
+    return time
 
 
 @cute.jit
@@ -699,7 +880,6 @@ def launch(
     for keys in [index.shape[2] for index in indices]:
         tiles += kv_rows.tiles_of(Int32(keys))
     tokens = q.shape[0] * q.shape[1]
-    splits = splits_of(tokens * HEAD_BLOCKS, tiles)
     # The host prepares the divisions by the pages, which would be waited for in each tile.
     pages = tuple(cute.fast_divmod_create_divisor_v2(page) for page in pages)
     operands = (
@@ -715,15 +895,33 @@ def launch(
         softmax_scale,
         empty_lse,
     )
-    splits_8 = splits_of(tokens * BLOCKS_OF_8, tiles)
-    splits_16 = splits_of(tokens * BLOCKS_OF_16, tiles)
+    first_token = Int32(0)
+    # Of more items than fit at once, those of full rounds first; then what is left, shared among more CTAs, unless that
+    # takes as long as one more round.
+    if tokens * HEAD_BLOCKS > ROUND_ITEMS:
+        first_token = tokens * HEAD_BLOCKS // ROUND_ITEMS * (ROUND_ITEMS // HEAD_BLOCKS)
+        if least_time_of(tokens - first_token, tiles) > WHOLE_NS[4] * cutlass.min(tiles, 65536):
+            first_token = tokens
+        sparse_attention_decode_rounds_kernel(*operands, first_token * HEAD_BLOCKS, pdl).launch(
+            grid=(ROUND_ITEMS, 1, 1),
+            block=(THREADS, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,
+        )
+        tokens -= first_token
+    splits = least_splits_of(WHOLE_NS, SPLITS_64, tokens * HEAD_BLOCKS, tiles)
+    splits_8 = least_splits_of(HEADS_8_NS, SPLITS_8, tokens * BLOCKS_OF_8, tiles)
+    splits_16 = least_splits_of(HEADS_16_NS, SPLITS_16, tokens * BLOCKS_OF_16, tiles)
     time = time_of(WHOLE_NS, tokens * HEAD_BLOCKS, tiles, splits)
     time_8 = time_of(HEADS_8_NS, tokens * BLOCKS_OF_8, tiles, splits_8)
     time_16 = time_of(HEADS_16_NS, tokens * BLOCKS_OF_16, tiles, splits_16)
     least = cutlass.min(time, cutlass.min(time_8, time_16))
-    if time == least:
-        sparse_attention_decode_kernel(*operands, splits, pdl).launch(
-            grid=(q.shape[0] * q.shape[1] * splits, HEAD_BLOCKS, 1),
+    if tokens == 0:
+        pass
+    elif time == least:
+        sparse_attention_decode_kernel(*operands, first_token, splits, pdl).launch(
+            grid=(tokens * splits, HEAD_BLOCKS, 1),
             block=(THREADS, 1, 1),
             cluster=(splits, 1, 1),
             stream=stream,
@@ -731,7 +929,7 @@ def launch(
             min_blocks_per_mp=1,
         )
     elif time_8 == least:
-        sparse_attention_decode_8_heads_kernel(*operands, splits_8, pdl).launch(
+        sparse_attention_decode_8_heads_kernel(*operands, first_token, splits_8, pdl).launch(
             grid=(tokens * splits_8, BLOCKS_OF_8, 1),
             block=(THREADS_APART, 1, 1),
             cluster=(splits_8, 1, 1),
@@ -740,7 +938,7 @@ def launch(
             min_blocks_per_mp=1,
         )
     else:
-        sparse_attention_decode_16_heads_kernel(*operands, splits_16, pdl).launch(
+        sparse_attention_decode_16_heads_kernel(*operands, first_token, splits_16, pdl).launch(
             grid=(tokens * splits_16, BLOCKS_OF_16, 1),
             block=(THREADS_APART, 1, 1),
             cluster=(splits_16, 1, 1),

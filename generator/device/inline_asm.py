@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cutlass.cute as cute
+from cutlass import Int32
 from cutlass._mlir.dialects import llvm
 
 
@@ -27,3 +29,9 @@ def reading_asm(result, operands, text, constraints, loc, ip):
         result, operands, text, constraints + ",~{memory}", has_side_effects=True, is_align_stack=False,
         asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
     )  # fmt: skip
+
+
+@cute.jit
+def not_hoisted(number: Int32) -> Int32:
+    """``number``, such that what follows from it is worked out where it stands, not kept in registers around a loop."""
+    return cute.arch.inline_ptx("mov.s32 {$w0}, {$r0};", write_only_types=[Int32], read_only_args=[number])

@@ -1,9 +1,9 @@
 """Eight warps that gather a tile of 64 keys, eight keys each, and know their rows four tiles at a time.
 
 Lane i of a warp stands for key i mod 8 of tile i/8 of a group of four tiles, so that row numbers, addresses and scales
-of a group are worked out by all lanes at once. Rows of a packed pool go by bulk copies to raw slots of four rows in
-shared memory, of which each warp has a ring: a slot is asked for again as soon as it was read, so a warp waits for
-nobody but the copy engine. See ``kv_rows`` for the keys of a query, and for four warps with 16 keys each.
+of a group are worked out by all lanes at once. Rows of a packed pool go to raw slots of four rows in shared memory, of
+which each warp has a ring: a slot is asked for again as soon as it was read, so a warp waits for nobody but the memory
+(``kv_raw``). See ``kv_rows`` for the keys of a query, and for four warps with 16 keys each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, Int64, Uint32
 
-from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
+from dsv4.generator.device import kv_plain, kv_raw, kv_rows, sm90_ring
 from dsv4.generator.device.kv_dequant import TILE_BYTES
 from dsv4.generator.device.kv_dequant_rows import dequantise_rows
 from dsv4.generator.device.page_rows import KV_BODY_BYTES
@@ -74,19 +74,18 @@ def feed(
 ):
     """Gathering warp ``warp`` (0 … 7): its keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
 
-    ``raw`` points to the warp's ``raw_slots`` (2 … 8) slots of ``SLOT_BYTES``, ``barriers.raw_full`` to the mbarriers
-    of all warps' slots. A group's entries are loaded two groups ahead, its scales one group ahead.
+    ``raw`` points to the warp's ``raw_slots`` (2 … 8) slots of ``SLOT_BYTES``. A group's entries are loaded two groups
+    ahead, its scales one group ahead.
     """
     assert 2 <= raw_slots <= GROUP_SLOTS
     keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
-    full = barriers.raw_full + warp * raw_slots
     own = locate(segments, first_tile, load_entries(segments, first_tile, last_tile, warp, lane), warp, lane)
     body, is_key, low, high = own.body, own.is_key, own.low, own.high
     entry = load_entries(segments, first_tile + GROUP_TILES, last_tile, warp, lane)
     for number in cutlass.range_constexpr(raw_slots):
-        if first_tile + number // TILE_SLOTS < last_tile:
-            kv_rows.ask_for_rows(ROWS, number, body, is_key, raw_address + number * SLOT_BYTES, full + number, lane)
-    slot, phase, raw_slot, raw_phase = Int32(0), Int32(0), Int32(0), Int32(0)
+        own_raw = raw_address + number * SLOT_BYTES
+        kv_raw.ask_for_rows(ROWS, Int32(number * ROWS), body, is_key, own_raw, lane)
+    slot, phase, raw_slot = Int32(0), Int32(0), Int32(0)
     for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
         further = locate(segments, group_tile + GROUP_TILES, entry, warp, lane)
         entry = load_entries(segments, group_tile + 2 * GROUP_TILES, last_tile, warp, lane)
@@ -97,22 +96,20 @@ def feed(
             for part in cutlass.range_constexpr(TILE_SLOTS):
                 number = tile * TILE_SLOTS + part
                 own_raw = raw_address + raw_slot * SLOT_BYTES
-                cute.arch.mbarrier_wait(full + raw_slot, raw_phase)
+                kv_raw.wait_for_rows(raw_slots - 1)
                 row = warp * WARP_KEYS + part * ROWS
-                dequantise_rows(ROWS, own_raw, tile_address, row, number * ROWS, keys, low, high, lane, 2)
+                dequantise_rows(ROWS, own_raw, tile_address, row, number * ROWS, keys, low, high, lane, 2, True)
                 cute.arch.sync_warp()
                 ahead = number + raw_slots
-                if group_tile + ahead // TILE_SLOTS < last_tile:
-                    ahead_body, ahead_is_key = body, is_key
-                    if ahead >= GROUP_SLOTS:
-                        ahead_body, ahead_is_key = further.body, further.is_key
-                    kv_rows.ask_for_rows(
-                        ROWS, ahead % GROUP_SLOTS, ahead_body, ahead_is_key, own_raw, full + raw_slot, lane
-                    )
-                raw_slot, raw_phase = sm90_ring.next_position(raw_slot, raw_phase, raw_slots)
+                ahead_body, ahead_is_key = body, is_key
+                if ahead >= GROUP_SLOTS:
+                    ahead_body, ahead_is_key = further.body, further.is_key
+                kv_raw.ask_for_rows(ROWS, ahead % GROUP_SLOTS * ROWS, ahead_body, ahead_is_key, own_raw, lane)
+                raw_slot = raw_slot + 1 if raw_slot + 1 < raw_slots else Int32(0)
             kv_rows.pass_on(keys >> Uint32(tile * WARP_KEYS) & Uint32(KEY_BITS), ring, barriers, slot, warp, lane)
             slot, phase = sm90_ring.next_position(slot, phase, slots)
         body, is_key, low, high = further.body, further.is_key, further.low, further.high
+    cute.arch.cp_async_wait_group(0)  # a CTA may not end before its copies do
 
 
 @cute.jit

@@ -77,13 +77,25 @@ def load_row(
     warp: Int32,
     lane: Int32,
     warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+    spread: cutlass.Constexpr[bool] = False,
 ) -> Int32:
     """The flat row of this lane's key of ``tile``, −1 where it has none. Lanes from ``warp_keys`` on have none.
 
     It waits for the memory: see :func:`load_entry` and :func:`row_of`.
     """
-    entry = load_entry(segments, tile, last_tile, warp, lane, warp_keys)
-    return row_of(segments, tile, entry, warp, lane, warp_keys)
+    entry = load_entry(segments, tile, last_tile, warp, lane, warp_keys, spread)
+    return row_of(segments, tile, entry, warp, lane, warp_keys, spread)
+
+
+@cute.jit
+def key_of(warp: Int32, lane: Int32, warp_keys: cutlass.Constexpr[int], spread: cutlass.Constexpr[bool]) -> Int32:
+    """Which key of a tile a lane below ``warp_keys`` has: of a warp's keys that follow one another, or with ``spread``
+    half in one half of the tile and half in the other, at the same place there."""
+    key = warp * warp_keys + lane
+    if cutlass.const_expr(spread):
+        half = cutlass.const_expr(warp_keys // 2)
+        key = warp * half + lane + (lane // half) * (TILE_KEYS // 2 - half)
+    return key
 
 
 @cute.jit
@@ -94,6 +106,7 @@ def load_entry(
     warp: Int32,
     lane: Int32,
     warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+    spread: cutlass.Constexpr[bool] = False,
 ) -> Int32:
     """What stands in the index for this lane's key of ``tile``: a row, or the page of one; −1 where it has none.
 
@@ -104,21 +117,26 @@ def load_entry(
     if tile < last_tile:
         first = segments[0]
         if cutlass.const_expr(len(segments) == 1):
-            entry = _entry_of(first, tile, warp, lane, warp_keys)
+            entry = _entry_of(first, tile, warp, lane, warp_keys, spread)
         else:
             first_tiles = tiles_of(first.keys)
             if tile < first_tiles:
-                entry = _entry_of(first, tile, warp, lane, warp_keys)
+                entry = _entry_of(first, tile, warp, lane, warp_keys, spread)
             else:
-                entry = _entry_of(segments[1], tile - first_tiles, warp, lane, warp_keys)
+                entry = _entry_of(segments[1], tile - first_tiles, warp, lane, warp_keys, spread)
     return entry
 
 
 @cute.jit
 def _entry_of(
-    segment: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32, warp_keys: cutlass.Constexpr[int]
+    segment: cutlass.Constexpr,
+    tile: Int32,
+    warp: Int32,
+    lane: Int32,
+    warp_keys: cutlass.Constexpr[int],
+    spread: cutlass.Constexpr[bool],
 ) -> Int32:
-    key = tile * TILE_KEYS + warp * warp_keys + lane
+    key = tile * TILE_KEYS + key_of(warp, lane, warp_keys, spread)
     entry = Int32(-1)
     if lane < warp_keys and key < segment.keys:
         if cutlass.const_expr(segment.is_table):
@@ -138,18 +156,19 @@ def row_of(
     warp: Int32,
     lane: Int32,
     warp_keys: cutlass.Constexpr[int] = WARP_KEYS,
+    spread: cutlass.Constexpr[bool] = False,
 ) -> Int32:
     """The flat row of this lane's key of ``tile``, from what ``load_entry`` gave for it; −1 where it has none."""
     first = segments[0]
     row = Int32(-1)
     if cutlass.const_expr(len(segments) == 1):
-        row = _row_of(first, tile, entry, warp, lane, warp_keys)
+        row = _row_of(first, tile, entry, warp, lane, warp_keys, spread)
     else:
         first_tiles = tiles_of(first.keys)
         if tile < first_tiles:
-            row = _row_of(first, tile, entry, warp, lane, warp_keys)
+            row = _row_of(first, tile, entry, warp, lane, warp_keys, spread)
         else:
-            row = _row_of(segments[1], tile - first_tiles, entry, warp, lane, warp_keys)
+            row = _row_of(segments[1], tile - first_tiles, entry, warp, lane, warp_keys, spread)
     return row
 
 
@@ -161,10 +180,11 @@ def _row_of(
     warp: Int32,
     lane: Int32,
     warp_keys: cutlass.Constexpr[int],
+    spread: cutlass.Constexpr[bool],
 ) -> Int32:
     row = entry
     if cutlass.const_expr(segment.is_table):
-        key = tile * TILE_KEYS + warp * warp_keys + lane
+        key = tile * TILE_KEYS + key_of(warp, lane, warp_keys, spread)
         start = Int64(entry) * Int64(rows_of_page(segment.page))
         row = Int32(-1)
         if start >= 0 and start < segment.rows:
@@ -177,7 +197,8 @@ def _row_of(
 
 @cute.jit
 def address_of(segments: cutlass.Constexpr, tile: Int32, row: Int32) -> tuple[Int64, Int64]:
-    """Addresses of the body and of the scales of ``row`` (from ``load_row`` for ``tile``; not negative)."""
+    """Addresses of the body and of the scales of ``row`` (from ``load_row`` for ``tile``); of row 0 without one."""
+    row = cutlass.max(row, 0)
     body, tail = Int64(0), Int64(0)
     first = segments[0]
     if cutlass.const_expr(len(segments) == 1):
@@ -223,6 +244,22 @@ def pass_on(keys: Uint32, ring: cutlass.Constexpr, barriers: cutlass.Constexpr, 
     """A warp's rows of a slot of the ring, and the bits of those that count, to the warps that make the scores."""
     if lane == 0:
         ring.is_key[warp, slot] = keys
+    _fill(barriers, slot)
+
+
+@cute.jit
+def pass_on_halves(
+    keys: Uint32, ring: cutlass.Constexpr, barriers: cutlass.Constexpr, slot: Int32, warp: Int32, lane: Int32
+):
+    """:func:`pass_on` of a warp whose keys are ``spread``: groups ``warp`` and 4 + ``warp`` of eight keys."""
+    if lane < 2:
+        ring.is_key[warp + 4 * lane, slot] = ((keys >> Uint32(8 * lane)) & Uint32(0xFF)) << Uint32(8 * warp)
+    _fill(barriers, slot)
+
+
+@cute.jit
+def _fill(barriers: cutlass.Constexpr, slot: Int32):
+    """What all lanes wrote is seen by the tensor cores; one arrival."""
     cute.arch.fence_view_async_shared()
     cute.arch.sync_warp()
     sm90_ring.release(barriers.keys_full, slot)

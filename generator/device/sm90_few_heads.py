@@ -34,11 +34,9 @@ VALUE_BARRIER = 3
 
 
 class Barriers(NamedTuple):
-    """Pointers to the first mbarrier of each kind. ``raw_full``: one for each raw slot of each gathering warp, or None
-    with rows of bf16. The others one a slot of the ring; a slot holds a tile of keys, its P and its factors, and is
-    empty when the warpgroup of O is done."""
+    """Pointers to the first mbarrier of each kind, one a slot of the ring; a slot holds a tile of keys, its P and its
+    factors, and is empty when the warpgroup of O is done."""
 
-    raw_full: cute.Pointer | None
     keys_full: cute.Pointer
     scores_full: cute.Pointer
     empty: cute.Pointer
@@ -55,10 +53,8 @@ class Ring(NamedTuple):
 
 
 @cute.jit
-def init_barriers(barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int], raw_slots: cutlass.Constexpr[int]):
+def init_barriers(barriers: cutlass.Constexpr, slots: cutlass.Constexpr[int]):
     """Initialises every mbarrier; to be called by one thread."""
-    for number in cutlass.range_constexpr(kv_groups.WARPS * raw_slots):
-        cute.arch.mbarrier_init(barriers.raw_full + number, 1)
     for slot in cutlass.range_constexpr(slots):
         cute.arch.mbarrier_init(barriers.keys_full + slot, kv_groups.WARPS)
         cute.arch.mbarrier_init(barriers.scores_full + slot, 4)

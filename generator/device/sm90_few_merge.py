@@ -12,8 +12,9 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64
 
 from dsv4.generator.device.page_rows import store_at, to_bf16
-from dsv4.generator.device.sm90_decode_output import denominator, log2_of
-from dsv4.generator.device.sm90_few_output import COLUMNS_LOG2, load_number, turned
+from dsv4.generator.device.sm90_decode_output import denominator
+from dsv4.generator.device.sm90_few_heads import BLOCK_COLUMNS
+from dsv4.generator.device.sm90_few_output import first_block, load_number, most_columns, turned
 
 STEP = 2
 """Columns of one head that a thread adds up at a time: few, so that all threads of a CTA have some."""
@@ -34,13 +35,14 @@ def merge(
 ):
     """All threads of a CTA: Σ O_i · 2^(c·(m_i − M)) / (L + sink's part) of its columns, bf16 to ``out`` [heads, 512].
 
-    ``parts_o`` is the address of [parts][512 / parts][N] float32 (``sm90_few_output.send_columns``, not normalised).
+    ``parts_o`` is the address of [parts][``most_columns``][N] float32, not normalised (``sm90_few_output``).
     ``statistics`` (N, 2, parts); ``sink`` is float32, of which ``heads`` may be read, or None.
     """
     rows = cutlass.const_expr(cute.size(statistics, mode=[0]))
     blocks = cutlass.const_expr(rows // 8)
-    owned_log2 = COLUMNS_LOG2 - log2_of(parts)
-    for number in cutlass.range(thread, rows << (owned_log2 - 1), threads, unroll=1):
+    most, start = most_columns(parts), first_block(rank, parts)
+    count = (first_block(rank + 1, parts) - start) * (BLOCK_COLUMNS // STEP)
+    for number in cutlass.range(thread, rows * count, threads, unroll=1):
         row, group = number % rows, number // rows
         if row < heads:
             own_sink = None
@@ -53,8 +55,8 @@ def merge(
                 weight = cute.math.exp2(statistics[row, 0, source] * scale_log2 - shift, fastmath=True) * inverse
                 for i in cutlass.range_constexpr(STEP):
                     own_column = group * STEP + i
-                    column = (source << owned_log2) + own_column
+                    column = source * most + own_column
                     place = parts_o + column * (32 * blocks) + 32 * turned(row >> 3, own_column, blocks)
                     total[i] = total[i] + load_number(place + 4 * (row & 7)) * weight
-            first = Int64((rank << owned_log2) + group * STEP)
+            first = Int64(start * BLOCK_COLUMNS + group * STEP)
             store_at((out.iterator + row * out.stride[0]).toint() + 2 * first, to_bf16(total))

@@ -16,6 +16,7 @@ from dsv4.generator.device.page_rows import store_at, to_bf16
 from dsv4.generator.device.sm90_decode_output import denominator, log2_of
 from dsv4.generator.device.sm90_few_heads import (
     BLOCK_COLUMNS,
+    BLOCKS,
     HEAD_DIM,
     SCORE_BARRIER,
     VALUE_BARRIER,
@@ -25,8 +26,35 @@ from dsv4.generator.device.sm90_few_heads import (
 )
 from dsv4.generator.device.transposed_store import PIECE_BYTES, ROW_BYTES, store_transposed
 
-COLUMNS_LOG2 = 9
-assert 1 << COLUMNS_LOG2 == HEAD_DIM
+
+@cute.jit
+def first_block(rank: Int32, parts: Int32) -> Int32:
+    """The first block of 64 columns that CTA ``rank`` of ``parts`` (1 … 8) stores: up to that of the next CTA.
+
+    Block b is stored by CTA b · parts / 8. Nobody waits for a division."""
+    first = Int32(0)
+    for block in cutlass.range_constexpr(BLOCKS):
+        first = first + (Int32(1) if (block * parts) >> 3 < rank else Int32(0))
+    return first
+
+
+@cute.jit
+def most_columns(parts: Int32) -> Int32:
+    """Columns that one of ``parts`` CTAs stores at most."""
+    blocks = Int32(2)
+    if parts == 1:
+        blocks = Int32(BLOCKS)
+    elif parts <= 3:
+        blocks = 6 - parts
+    elif parts == BLOCKS:
+        blocks = Int32(1)
+    return blocks * BLOCK_COLUMNS
+
+
+@cute.jit
+def share_of(tiles: Int32, rank: Int32, parts: Int32) -> Int32:
+    """Where the share of CTA ``rank`` of ``parts`` of the tiles begins; that of CTA ``parts`` at their end."""
+    return tiles * rank >> log2_of(parts) if parts & (parts - 1) == 0 else tiles * rank // parts
 
 
 @cute.jit
@@ -131,18 +159,19 @@ def turned(block: Int32, column: Int32, blocks: cutlass.Constexpr[int]) -> Int32
 def send_columns(accs_o: cutlass.Constexpr, parts_o: Int32, rank: Int32, thread: Int32, parts: Int32):
     """Warpgroup of O: every column (normalised, float32) to the CTA that stores it, into its part number ``rank``.
 
-    ``parts_o`` is the address of [parts][512 / parts][N] float32.
+    ``parts_o`` is the address of [parts][``most_columns``][N] float32.
     """
     blocks = cutlass.const_expr(cute.size(accs_o[0]) // 4)
-    owned_log2 = COLUMNS_LOG2 - log2_of(parts)  # columns that a CTA stores
-    first = thread // 32 * 16 + thread % 32 // 4
+    first = rank * most_columns(parts) + (thread // 32 * 16 + thread % 32 // 4)
+    owner, own_block = Int32(0), Int32(-1)
     for number, acc in enumerate(accs_o):
         rows = sm90_wgmma.rows_of(acc)
+        before, owner = owner, (number * parts) >> 3
+        own_block = own_block + 1 if owner == before else Int32(0)
+        block_start = parts_o + shift_to_cta(parts_o, owner) + 8 * (thread & 3)
         for half in cutlass.range_constexpr(2):
-            column = number * BLOCK_COLUMNS + first + 8 * half
-            owner, own_column = column >> owned_log2, column & ((1 << owned_log2) - 1)
-            start = parts_o + ((rank << owned_log2) + own_column) * (32 * blocks) + 8 * (thread & 3)
-            start = start + shift_to_cta(parts_o, owner)
+            column = first + own_block * BLOCK_COLUMNS + 8 * half
+            start = block_start + column * (32 * blocks)
             for block in cutlass.range_constexpr(blocks):
                 place = start + 32 * turned(Int32(block), column, blocks)
                 store_pair(place, rows[half, 2 * block], rows[half, 2 * block + 1])
@@ -164,18 +193,19 @@ def add_up(
     ``head_columns`` is N.
     """
     blocks = cutlass.const_expr(head_columns // 8)
-    owned_log2 = COLUMNS_LOG2 - log2_of(parts)
+    most, start = most_columns(parts), first_block(rank, parts)
+    count = (first_block(rank + 1, parts) - start) * (BLOCK_COLUMNS // 8)
     total = cute.make_rmem_tensor((8,), Float32)
-    for number in cutlass.range(thread, (8 * blocks) << (owned_log2 - 3), threads, unroll=1):
+    for number in cutlass.range(thread, 8 * blocks * count, threads, unroll=1):
         row, group = number % (8 * blocks), number // (8 * blocks)
         if row < heads:
             total.fill(0.0)
             for source in cutlass.range(parts, unroll=1):
                 for i in cutlass.range_constexpr(8):
-                    column = (source << owned_log2) + group * 8 + i
+                    column = source * most + group * 8 + i
                     place = parts_o + column * (32 * blocks) + 32 * turned(row >> 3, Int32(i), blocks)
                     total[i] = total[i] + load_number(place + 4 * (row & 7))
-            first = Int64(((rank << (owned_log2 - 3)) + group) * 16)
+            first = Int64((start * BLOCK_COLUMNS + group * 8) * 2)
             store_at((out.iterator + row * out.stride[0]).toint() + first, to_bf16(total))
 
 

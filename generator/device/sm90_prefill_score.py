@@ -17,6 +17,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4.generator.device import sm90_mask, sm90_ring, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_shared, store_shared
+from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.sm90_prefill_gather import BLOCK_BYTES, HEAD_DIM, PIECE_BYTES, TILE_KEYS
 from dsv4.generator.device.sm90_sparse_decode import hide_absent
 
@@ -58,7 +59,7 @@ def take_q(
 
     All threads of the warpgroup call; on return none reads the tile any more, and ``smem_q`` is the tensor cores'.
     """
-    thread = _not_hoisted(thread)
+    thread = not_hoisted(thread)
     mma = sm90_wgmma.tiled_mma_rs(TILE_KEYS, cute.nvgpu.OperandMajorMode.K)
     copy = cute.make_tiled_copy_A(cute.make_copy_atom(warp_ops.LdMatrix8x8x16bOp(False, 4), BFloat16), mma)
     thread_copy = copy.get_slice(thread)
@@ -231,7 +232,7 @@ def hand_over(
         if cutlass.const_expr(following is not None):
             add_products(parts, tile_keys, PORTIONS[row], PORTIONS[row + 1])
     cute.arch.mbarrier_wait(messages.empty, message ^ 1)
-    sm90_wgmma.store_accumulator(parts.own, parts.mma_ss, messages.p, _not_hoisted(thread))
+    sm90_wgmma.store_accumulator(parts.own, parts.mma_ss, messages.p, not_hoisted(thread))
     cute.arch.fence_view_async_shared()
     tell(correction, messages.factors, messages.full, thread)
     if cutlass.const_expr(following is not None):
@@ -273,7 +274,7 @@ def finish(
     normaliser: cute.Tensor,
     sink,
     lse: cute.Tensor,
-    max_logits: cute.Tensor,
+    max_logits,
     heads: Int32,
     scale_log2: Float32,
     empty_lse: Float32,
@@ -281,10 +282,10 @@ def finish(
 ):
     """``normaliser`` ← 1 / (l + 2^(log2(e)·sink − c·m)); lse = ln l + softmax_scale·m and the largest scaled logit.
 
-    ``sink`` is (64,) float32, of which ``heads`` may be read, or None; ``lse`` and ``max_logits`` are (64,). A row
-    without keys gets a normaliser of 0, ``empty_lse`` and −∞ (dsv4-reference §7.2, §7.5).
+    ``sink`` is (64,) float32, of which ``heads`` may be read, or None; ``lse`` and ``max_logits`` are (64,),
+    the latter may be None. A row without keys gets a normaliser of 0, ``empty_lse`` and −∞ (dsv4-reference §7.2, §7.5).
     """
-    thread = _not_hoisted(thread)
+    thread = not_hoisted(thread)
     first = sm90_mask.thread_row(thread)
     for half in cutlass.range_constexpr(2):
         row = first + 8 * half
@@ -300,10 +301,5 @@ def finish(
         if thread & 3 == 0 and row < heads:
             value = (shift + cute.math.log2(total, fastmath=True)) * softmax.LN_2
             lse[row] = empty_lse if total == Float32(0.0) else value
-            max_logits[row] = top[half] * (scale_log2 * softmax.LN_2)
-
-
-@cute.jit
-def _not_hoisted(thread: Int32) -> Int32:
-    """``thread``, such that the addresses that follow from it do not stay in registers over all queries."""
-    return cute.arch.inline_ptx("mov.s32 {$w0}, {$r0};", write_only_types=[Int32], read_only_args=[thread])
+            if cutlass.const_expr(max_logits is not None):
+                max_logits[row] = top[half] * (scale_log2 * softmax.LN_2)

@@ -18,6 +18,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_global, store_shared
+from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES
 
 HEAD_DIM = 512
@@ -36,11 +37,11 @@ STATISTICS_BARRIER = 2
 
 
 class Barriers(NamedTuple):
-    """Pointers to the first mbarrier of each kind. ``raw_full``: two for each gathering warp,
-    or None with rows of bf16. The others one a slot of
-    the ring; a slot holds a tile of keys, its P and its factors, and is empty when the warpgroups of O are done."""
+    """Pointers to the first mbarrier of each kind, one a slot of the ring; a slot holds a tile of keys, its P and its
+    factors. ``empty`` has two a slot, for either half of its keys: P and the factors are free when the second is, and a
+    pair of CTAs uses that alone. ``raw_full`` is None: see ``kv_feed``."""
 
-    raw_full: cute.Pointer | None
+    raw_full: None
     keys_full: cute.Pointer
     scores_full: cute.Pointer
     empty: cute.Pointer
@@ -48,8 +49,8 @@ class Barriers(NamedTuple):
 
 class Ring(NamedTuple):
     """Shared memory of the ring: ``keys`` (64, 512, slot) and ``p`` (64, 64, slot, or one for all) bf16, swizzled;
-    ``factors`` (64, slot) float32; ``is_key`` (4, slot) Uint32, bit i of warp w: key 16·w + i of the tile counts. With
-    eight warps, and of a pair of CTAs, (8, slot), bit 8·(g mod 4) + i of group g: key 8·g + i."""
+    ``factors`` (64, slot) float32; ``is_key`` (8, slot) Uint32, bit 8·(g mod 4) + i of group g: key 8·g + i of the tile
+    counts. With rows of bf16, of one CTA, (4, slot), bit i of warp w: key 16·w + i."""
 
     keys: cute.Tensor
     p: cute.Tensor
@@ -65,13 +66,11 @@ def init_barriers(
     empty_arrivals: cutlass.Constexpr[int] = EMPTY_ARRIVALS,
 ):
     """Initialises every mbarrier; to be called by one thread. ``empty_arrivals``: twice as many for a pair of CTAs."""
-    if cutlass.const_expr(barriers.raw_full is not None):
-        for number in cutlass.range_constexpr(2 * gather_warps):
-            cute.arch.mbarrier_init(barriers.raw_full + number, 1)
     for slot in cutlass.range_constexpr(slots):
         cute.arch.mbarrier_init(barriers.keys_full + slot, gather_warps)
         cute.arch.mbarrier_init(barriers.scores_full + slot, 4)
-        cute.arch.mbarrier_init(barriers.empty + slot, empty_arrivals)
+        for half in cutlass.range_constexpr(2):
+            cute.arch.mbarrier_init(barriers.empty + 2 * slot + half, empty_arrivals)
 
 
 @cute.jit
@@ -93,7 +92,7 @@ def feed_plain(
         next_row = kv_rows.load_row(segments, tile + 1, last_tile, warp, lane)
         address = kv_plain.row_address(segments, tile, row)
         keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
-        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        cute.arch.mbarrier_wait(barriers.empty + 2 * slot + 1, phase ^ 1)
         kv_plain.gather_rows(address, row, keys_address + slot * TILE_BYTES, warp, lane)
         cute.arch.cp_async_wait_group(0)
         kv_rows.pass_on(keys, ring, barriers, slot, warp, lane)
@@ -115,6 +114,7 @@ def load_q(
     ``q`` [64 or fewer heads, 512] bf16; rows from ``heads`` on become zeros. ``registers`` is ``((2, 2, 2), 1, k
     steps)``, ``smem_q`` the swizzled (64, 512 − register_columns).
     """
+    thread = not_hoisted(thread)
     head_stride = q.stride[0]
     pieces = (HEAD_DIM - register_columns) // 8  # of 16 bytes, a row
     smem_address = smem_q.iterator.toint()
@@ -160,11 +160,15 @@ def score(
     thread: Int32,
     register_columns: cutlass.Constexpr[int],
     slots: cutlass.Constexpr[int],
+    rescale_above: cutlass.Constexpr[int],
+    slot,
+    phase,
 ):
     """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l.
 
     Where ``ring.p`` has one place instead of one for each of two slots, P is stored when that of the tile before is
-    not needed any more.
+    not needed any more. m is the largest score, or, with ``rescale_above``, less by up to that many powers of two of P.
+    ``slot`` and ``phase`` (Int32) of the ring are returned as they are after the tiles.
     """
     p_slots = cutlass.const_expr(cute.size(ring.p, mode=[2]))
     assert p_slots == slots or (p_slots, slots) == (1, 2)
@@ -174,7 +178,6 @@ def score(
     keys = thread_rs.make_fragment_B(thread_rs.partition_B(ring.keys))
     q_operand = thread_ss.make_fragment_A(thread_ss.partition_A(smem_q))
     assert cute.size(keys, mode=[2]) == HEAD_DIM // 16, keys.shape
-    slot, phase = Int32(0), Int32(0)
     correction = cute.make_rmem_tensor((2,), Float32)
     row_max.fill(-Float32.inf)
     row_sum.fill(0.0)
@@ -186,17 +189,18 @@ def score(
         sm90_wgmma.add_products(mma_rs, scores, q_registers, tile_keys, 0, False)
         sm90_wgmma.add_products(mma_ss, scores, q_operand, tile_keys, register_columns // 16, True)
         warpgroup.commit_group()
+        first, second = key_bits(ring.is_key[None, slot])
         warpgroup.wait_group(0)
         rows = sm90_wgmma.rows_of(scores)
-        hide_absent(rows, ring.is_key[None, slot], thread)
-        softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True)
+        hide_others(rows, first, second, thread)
+        softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True, rescale_above)
         # The slot's P and factors are free: its keys were filled after the warpgroups of O had left it.
         p_slot = slot
         if cutlass.const_expr(p_slots == 1):
             p_slot = Int32(0)
-            cute.arch.mbarrier_wait(barriers.empty + (slot ^ 1), phase ^ slot ^ 1)
+            cute.arch.mbarrier_wait(barriers.empty + 2 * (slot ^ 1) + 1, phase ^ slot ^ 1)
         p = ring.p[None, None, p_slot]
-        sm90_wgmma.store_accumulator(scores, mma_ss, p, thread)
+        sm90_wgmma.store_accumulator(scores, mma_ss, p, not_hoisted(thread))
         if thread & 3 == 0:
             row = sm90_mask.thread_row(thread)
             for half in cutlass.range_constexpr(2):
@@ -205,17 +209,31 @@ def score(
         cute.arch.sync_warp()
         sm90_ring.release(barriers.scores_full, slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
+    return slot, phase
 
 
 @cute.jit
 def hide_absent(rows: cute.Tensor, is_key: cute.Tensor, thread: Int32):
     """Scores of keys that do not count become −∞. ``rows`` (2, 16): this thread's columns 8·b + 2·(lane mod 4) + e."""
+    first, second = key_bits(is_key)
+    hide_others(rows, first, second, thread)
+
+
+@cute.jit
+def key_bits(is_key: cute.Tensor) -> tuple[Uint32, Uint32]:
+    """Which keys of the halves of a tile count, a bit each."""
     if cutlass.const_expr(cute.size(is_key) == 4):
         first = is_key[0] | (is_key[1] << Uint32(16))
         second = is_key[2] | (is_key[3] << Uint32(16))
     else:  # in groups of eight keys
         first = is_key[0] | is_key[1] | is_key[2] | is_key[3]
         second = is_key[4] | is_key[5] | is_key[6] | is_key[7]
+    return first, second
+
+
+@cute.jit
+def hide_others(rows: cute.Tensor, first: Uint32, second: Uint32, thread: Int32):
+    """:func:`hide_absent` with the bits of either half of the keys."""
     if (first & second) != Uint32(0xFFFFFFFF):
         shift = Uint32(2 * (thread & 3))
         words = (first >> shift, second >> shift)
@@ -235,11 +253,14 @@ def add_values(
     accs_o: cutlass.Constexpr,
     thread: Int32,
     slots: cutlass.Constexpr[int],
+    slot,
+    phase,
     partner_rank=None,
 ):
-    """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles.
+    """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles; ``slot``, ``phase`` as in ``score``.
 
-    ``partner_rank`` (Int32, or None): the CTA of the cluster that writes to this one's ring as well.
+    ``partner_rank`` (Int32, or None): the CTA of the cluster that writes to this one's ring as well. Mostly the factors
+    are 1 for all rows of a warp. Each half of a tile's keys is released as soon as its products are done.
     """
     mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
     thread_mma = mma.get_slice(thread)
@@ -255,10 +276,10 @@ def add_values(
         for i in range(products)
     ]
     row = sm90_mask.thread_row(thread)
-    slot, phase = Int32(0), Int32(0)
     for acc in accs_o:
         acc.fill(0.0)
     factor = cute.make_rmem_tensor((2,), Float32)
+    parts = cutlass.const_expr(2 if partner_rank is None else 1)
     for _ in cutlass.range(tiles, unroll=1):
         sm90_ring.wait_full(barriers.scores_full, slot, phase)
         p_slot = slot
@@ -266,13 +287,32 @@ def add_values(
             p_slot = Int32(0)
         for half in cutlass.range_constexpr(2):
             factor[half] = ring.factors[row + 8 * half, slot]
-        for i in cutlass.range_constexpr(products):
-            softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
-        for i in cutlass.range_constexpr(products):
-            sm90_wgmma.issue(mma, accs_o[i], p[None, None, None, p_slot], values[i][None, None, None, slot], True)
+        if cute.arch.vote_any_sync((factor[0] != Float32(1.0)) | (factor[1] != Float32(1.0))):
+            for i in cutlass.range_constexpr(products):
+                softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
+        for part_of_keys in cutlass.range_constexpr(parts):
+            warpgroup.fence()
+            for i in cutlass.range_constexpr(products):
+                tile_values = values[i][None, None, None, slot]
+                _add_part(mma, accs_o[i], p[None, None, None, p_slot], tile_values, part_of_keys, parts)
+            warpgroup.commit_group()
+        if cutlass.const_expr(partner_rank is None):
+            warpgroup.wait_group(1)
+            sm90_ring.release(barriers.empty, 2 * slot)
         warpgroup.wait_group(0)
         if cutlass.const_expr(partner_rank is not None):
-            sm90_sparse_pair.release_both(barriers.empty, slot, partner_rank)
+            sm90_sparse_pair.release_both(barriers.empty, 2 * slot + 1, partner_rank)
         else:
-            sm90_ring.release(barriers.empty, slot)
+            sm90_ring.release(barriers.empty, 2 * slot + 1)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
+    return slot, phase
+
+
+@cute.jit
+def _add_part(mma: cute.TiledMma, acc, p, values, part: cutlass.Constexpr[int], parts: cutlass.Constexpr[int]):
+    """acc += P·V over one of equal ``parts`` of a tile's keys, in the caller's group."""
+    atom = cute.make_mma_atom(mma.op)
+    atom.set(warpgroup.Field.ACCUMULATE, True)
+    steps = cute.size(p, mode=[2]) // parts
+    for step in cutlass.range_constexpr(part * steps, (part + 1) * steps):
+        cute.gemm(atom, acc, p[None, None, step], values[None, None, step], acc)

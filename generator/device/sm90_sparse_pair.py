@@ -17,7 +17,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, Uint32
 
-from dsv4.generator.device import kv_plain, kv_rows, sm90_ring
+from dsv4.generator.device import kv_plain, kv_raw, kv_rows, sm90_ring
 from dsv4.generator.device.bulk_rows import copy_to_cta, send_word
 from dsv4.generator.device.cluster_sum import shift_to_cta
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, ROW_BYTES, TILE_BYTES
@@ -49,11 +49,11 @@ def partner_of(rank: Int32, anywhere: cute.Pointer) -> Partner:
 
 
 @cute.jit
-def release_both(empty, slot: Int32, partner_rank: Int32):
+def release_both(empty, number: Int32, partner_rank: Int32):
     """Consumer: one arrival per warp in both CTAs, after that warp's last read of the slot has completed."""
     with cute.arch.elect_one():
-        cute.arch.mbarrier_arrive(empty + slot)
-        cute.arch.mbarrier_arrive(empty + slot, partner_rank)
+        cute.arch.mbarrier_arrive(empty + number)
+        cute.arch.mbarrier_arrive(empty + number, partner_rank)
 
 
 @cute.jit
@@ -75,13 +75,12 @@ def feed(
     are on their way two tiles ahead.
     """
     assert slots == kv_rows.SLOTS, (slots, kv_rows.SLOTS)
-    raw_full = barriers.raw_full + warp * kv_rows.SLOTS
     keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
     group = 2 * warp + partner.half
     row = kv_rows.load_row(segments, first_tile, last_tile, group, lane, WARP_KEYS)
     next_row = kv_rows.load_row(segments, first_tile + 1, last_tile, group, lane, WARP_KEYS)
-    low, high = _ask(segments, first_tile, row, raw_address, raw_full, lane)
-    next_low, next_high = _ask(segments, first_tile + 1, next_row, raw_address + kv_rows.SLOT_BYTES, raw_full + 1, lane)
+    low, high = _ask(segments, first_tile, row, raw_address, lane)
+    next_low, next_high = _ask(segments, first_tile + 1, next_row, raw_address + kv_rows.SLOT_BYTES, lane)
     keys, next_keys = _keys_of(row), _keys_of(next_row)
     # What stands in the index is loaded a tile before it is looked at: nobody waits for it.
     entry = kv_rows.load_entry(segments, first_tile + 2, last_tile, group, lane, WARP_KEYS)
@@ -90,23 +89,25 @@ def feed(
         row = kv_rows.row_of(segments, tile + 2, entry, group, lane, WARP_KEYS)
         entry = kv_rows.load_entry(segments, tile + 3, last_tile, group, lane, WARP_KEYS)
         own_raw = raw_address + slot * kv_rows.SLOT_BYTES
-        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        cute.arch.mbarrier_wait(barriers.empty + 2 * slot + 1, phase ^ 1)
         full = barriers.keys_full + slot
         their_full = full.toint() + partner.shift
-        cute.arch.mbarrier_wait(raw_full + slot, phase)
+        kv_raw.wait_for_rows(kv_rows.SLOTS - 1)
         tile_address = keys_address + slot * TILE_BYTES
         dequantise_rows(
             *(WARP_KEYS, own_raw, tile_address, group * WARP_KEYS, 0, keys, low, high, lane),
             STEPS_AHEAD,
+            True,
         )
         cute.arch.sync_warp()
-        low_after, high_after = _ask(segments, tile + 2, row, own_raw, raw_full + slot, lane)
+        low_after, high_after = _ask(segments, tile + 2, row, own_raw, lane)
         _tell_keys(keys, ring, slot, group, partner, their_full, lane)
         _fill(full)
         _pass_on(tile_address, group, partner, their_full, lane)
         keys, next_keys = next_keys, _keys_of(row)
         low, high, next_low, next_high = next_low, next_high, low_after, high_after
         slot, phase = sm90_ring.next_position(slot, phase, slots)
+    cute.arch.cp_async_wait_group(0)  # a CTA may not end before its copies do
 
 
 @cute.jit
@@ -134,7 +135,7 @@ def feed_plain(
         next_row = kv_rows.load_row(segments, tile + 1, last_tile, group, lane, WARP_KEYS)
         address = kv_plain.row_address(segments, tile, row)
         keys = _keys_of(row)
-        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        cute.arch.mbarrier_wait(barriers.empty + 2 * slot + 1, phase ^ 1)
         full = barriers.keys_full + slot
         their_full = full.toint() + partner.shift
         tile_address = keys_address + slot * TILE_BYTES
@@ -154,11 +155,11 @@ def _keys_of(row: Int32) -> Uint32:
 
 
 @cute.jit
-def _ask(segments: cutlass.Constexpr, tile: Int32, row: Int32, raw: Int32, full, lane: Int32) -> tuple[Uint32, Uint32]:
+def _ask(segments: cutlass.Constexpr, tile: Int32, row: Int32, raw: Int32, lane: Int32) -> tuple[Uint32, Uint32]:
     """Start the copies of a tile's rows to the raw slot at ``raw``; the scales of this lane's row."""
     body, tail = kv_rows.address_of(segments, tile, row)
     low, high = kv_rows.load_scales(tail, row >= 0)
-    kv_rows.ask_for_rows(WARP_KEYS, 0, body, row >= 0, raw, full, lane)
+    kv_raw.ask_for_rows(WARP_KEYS, Int32(0), body, row >= 0, raw, lane)
     return low, high
 
 

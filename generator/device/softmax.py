@@ -9,9 +9,9 @@ Formula (Milakov and Gimelshein 2018; Dao 2022), with the scores s not yet scale
 ``scores`` are ``(rows, columns)`` views; all loops are unrolled at trace time. A NaN stays in its row: it passes
 through p into l and O. A row without a single key keeps m = −inf and l = 0. ``scale_log2`` has to be positive.
 
-m follows the maximum exactly. Letting it lag (no rescale of O while the maximum grows by less than 2^8) was measured
-on an H100: slower by 3 to 7 %, because the branch costs more than the 64 products, and rows with one dominant key lose
-accuracy, because their p is no longer exactly 1.
+m follows the maximum exactly, unless a caller lets it lag (``rescale_above``): p is then up to 2 to that power, and O
+is seldom scaled. With 64 accumulators a thread that was slower by 3 to 7 % on an H100, because the branch costs more
+than the products, and rows with one dominant key lose accuracy, because their p is no longer exactly 1.
 """
 
 from __future__ import annotations
@@ -60,14 +60,18 @@ def online_softmax(
     scale_log2: Float32,
     first: cutlass.Constexpr[bool],
     masked: cutlass.Constexpr[bool],
+    rescale_above: cutlass.Constexpr[int] = 0,
 ):
     """One tile of scores: scores ← p, row_max and row_sum updated, ``correction`` ← 2^(c·(m − m')) for the rows of O.
 
     ``first`` leaves ``correction`` alone (O is still zero). ``masked`` says that a row may consist of −inf only.
+    ``rescale_above``: m stays as it is, and ``correction`` 1, until p would be more than 2 to that power.
     """
     for row in cutlass.range_constexpr(cute.size(scores, mode=[0])):
         before = row_max[row]
         after = row_maximum(scores, row, -Float32.inf if cutlass.const_expr(first) else before)
+        if cutlass.const_expr(rescale_above > 0):
+            after = after if (after - before) * scale_log2 > Float32(rescale_above) else before
         row_max[row] = after
         finite = after
         if cutlass.const_expr(masked):

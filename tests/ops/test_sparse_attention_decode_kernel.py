@@ -38,6 +38,9 @@ CONFIGURATIONS: dict[str, tuple[int, dict[str, bool | str], dict[str, int | str]
         {"splits": 2, "q_register_columns": 192},
     ),
     "as many splits as there is room for": (64, {"extra": "rows", "has_sink": True}, {}),
+    "more queries than CTAs": (72, ALL, {"split_ctas": 8}),
+    "more queries than CTAs, pages": (64, {"extra": "pages", "has_max": True}, {"split_ctas": 8}),
+    "more queries than CTAs, window only": (64, {"has_length0": True, "has_sink": True}, {"split_ctas": 8}),
 }
 
 
@@ -64,12 +67,13 @@ def test_each_product_is_issued_once(built: dict[str, BuildResult], name: str) -
     found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
     made = builds.manifest(built[name])
     few = ["8", "16"] if made.config["small_batch"] == "few_heads" else []  # of kernels of their own
-    expected = ["64"] * (512 // 16) + ["128"] * (2 * 64 // 16) + few * (512 // 16 + 8 * 64 // 16)
+    whole = 2 if few else 1  # the other one for many queries
+    expected = (["64"] * (512 // 16) + ["128"] * (2 * 64 // 16)) * whole + few * (512 // 16 + 8 * 64 // 16)
     assert sorted(found) == sorted(expected)
-    packed = made.variant["cache"] == "kv_fp8"
-    copies = 4 if packed else 0  # two slots, before and in the loop
-    assert text.count("cp.async.bulk.shared::cluster.global") == copies + (2 + 2) * len(few)
-    assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
+    assert "cp.async.bulk" not in text
+    # Two slots of eight rows, 36 pieces each, before and in the loop; of four rows, five times 32 pieces and fewer.
+    copies = 4 * 5 if made.config["gather_warps"] == 8 else 4 * 9 * whole + (2 + 2) * 5 * len(few)
+    assert text.count("cp.async.cg.shared.global") == (copies if made.variant["cache"] == "kv_fp8" else 32)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -99,16 +103,17 @@ def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, Buil
     ("requests", "queries", "keys", "heads", "splits"),
     [
         (1, 1, (128, 512), 8, 8),
-        (1, 3, (128, 512), 16, 8),
+        (1, 2, (128, 512), 8, 5),
+        (1, 3, (128, 512), 8, 4),
         (4, 1, (128, 512), 16, 4),
-        (4, 2, (128, 512), 8, 2),
+        (4, 2, (128, 512), 16, 3),
         (16, 1, (128, 512), 16, 2),
         (17, 1, (128, 512), 64, 4),
         (14, 2, (128, 512), 64, 4),
         (29, 1, (128, 512), 64, 2),  # 116 CTAs in clusters of four would not find room everywhere
         (66, 1, (128, 512), 64, 2),
         (67, 1, (128, 512), 64, 1),
-        (9000, 1, (128, 512), 64, 1),
+        (132, 1, (128, 512), 64, 1),
         (1, 1, (128, 65), 8, 4),  # four tiles
         (1, 1, (64, 1), 8, 2),
         (1, 1, (64, 0), 8, 1),
@@ -124,6 +129,39 @@ def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
     splits: int,
 ) -> None:
     """A CTA has as many ``heads`` as is expected to take the least time, of which the kernel's name tells."""
+    (launch,) = launches(built, tmp_path, requests, queries, keys)
+    named = "" if heads == 64 else f"_{heads}_heads"
+    assert launch["kernel"].startswith(f"kernel_cutlass_sparse_attention_decode{named}_kernel")
+    assert launch["cluster"][0] == splits and launch["grid"] == [requests * queries * splits, 64 // heads, 1]
+
+
+@pytest.mark.parametrize(
+    ("requests", "keys", "left"),
+    [
+        (133, (128, 512), 1),
+        (148, (128, 512), 16),
+        (200, (128, 512), 0),  # 68 of a round: two CTAs a query would not find room
+        (264, (128, 512), 0),
+        (9000, (128, 512), 24),
+        (148, (64, 0), 0),  # one tile each: nothing to share
+    ],
+)
+def test_what_is_left_of_full_rounds_is_shared(
+    built: dict[str, BuildResult], tmp_path: Path, requests: int, keys: tuple[int, int], left: int
+) -> None:
+    first, *further = launches(built, tmp_path, requests, 1, keys)
+    assert first["kernel"].startswith("kernel_cutlass_sparse_attention_decode_rounds_kernel")
+    assert first["grid"] == [132, 1, 1] and len(further) == (left > 0)
+    for launch in further:
+        heads = int(found[1]) if (found := re.search(r"_(\d+)_heads_kernel", launch["kernel"])) else 64
+        splits = launch["cluster"][0]
+        assert launch["grid"] == [left * splits, 64 // heads, 1] and left * splits * 64 // heads <= 132
+
+
+def launches(
+    built: dict[str, BuildResult], tmp_path: Path, requests: int, queries: int, keys: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """What one call with these sizes launches."""
     result = built["as many splits as there is room for"]
     shutil.copy(builds.folder(result) / "kernel.so", tmp_path)
 
@@ -138,10 +176,7 @@ def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
     arguments += [tensor("f32", requests, 64, queries), none, *({"scalar": value} for value in (64, 64, 0.04, -1e30))]
     artifact = Artifact.read(builds.folder(result))
     request = {"function": artifact.manifest.function, "candidates": [arguments]}
-    (launch,) = probe.run(tmp_path, request, artifact.root / "support" / "libdsv4_probe.so")
-    named = "" if heads == 64 else f"_{heads}_heads"
-    assert launch["kernel"].startswith(f"kernel_cutlass_sparse_attention_decode{named}_kernel")
-    assert launch["cluster"][0] == splits and launch["grid"] == [requests * queries * splits, 64 // heads, 1]
+    return probe.run(tmp_path, request, artifact.root / "support" / "libdsv4_probe.so")
 
 
 def test_what_does_not_fit_is_refused() -> None:
