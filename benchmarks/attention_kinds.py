@@ -25,6 +25,9 @@ GATHERED: tuple[tuple[str, int, dict[str, Scalar], dict[str, Scalar]], ...] = (
 """Chip, heads, flags and configuration of decoding: heads as rows or as columns, CTAs alone, sharing keys or in pairs;
 rows by bulk copies, gather4 or ``cp.async``."""
 
+LONG_CASES = {"sparse_attention_decode": (4,), "sparse_attention_prefill": (4, 14)}
+"""Numbers of cases with many tiles, and with more queries than CTAs: in the small ones a ring comes round but once."""
+
 
 def attention_kernels() -> list[KernelPlan]:
     """The kinds of decoding attention of ``GATHERED``, and prefilling."""

@@ -4,7 +4,7 @@ Every mutation (``dsv4.emulator.mutations``) of the default kernels is run over 
 something is found. What nothing finds is held against the table of reasons, ``benchmarks/mutation_reasons.yaml``.
 
 The kernels are those of fmha and RMSNorm; with ``--operators`` one of each other operator, at its smallest sizes; with
-``--attention`` those of attention over gathered rows, whose two small cases are run under three schedules.
+``--attention`` those of attention over gathered rows: two small cases under three schedules, long ones under two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention_kinds import attention_kernels
+from benchmarks.attention_kinds import LONG_CASES, attention_kernels
 from benchmarks.emulator_seeds import ALL
 from benchmarks.harness.check_file import check_path, head
 from benchmarks.harness.result import replace_text
@@ -106,8 +106,11 @@ def explain(whole: Subject, trial: Trial, reasons: Sequence[Reason]) -> Survivor
 def run_kernel(
     artifact: Artifact, reasons: Sequence[Reason], jobs: int, console: Console, *, few: bool = False
 ) -> dict[str, Any]:
-    """All mutations of one kernel, as plain data for the result file; with ``few`` over the two small cases only."""
-    whole = subject(artifact, schedules=FEW_SCHEDULES, wide=False) if few else subject(artifact)
+    """All mutations of one kernel, as plain data for the result file; with ``few`` over small and long cases only."""
+    if few:
+        whole = subject(artifact, schedules=FEW_SCHEDULES, wide=False, more=LONG_CASES[artifact.manifest.op])
+    else:
+        whole = subject(artifact)
     chosen = whole.mutations()
     trials = []
     with console.status(f"{whole.name}: {len(chosen)} mutations") as status:

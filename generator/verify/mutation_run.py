@@ -143,9 +143,10 @@ def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:
     return fmha.case_of(shape, manifest.dims, manifest.variant, generator, torch.device("cpu"))
 
 
-def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True) -> Subject:
+def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True, more: Sequence[int] = ()) -> Subject:
     """The kernel of an artifact with its small cases: the first three run under all schedules, the others, and where
-    ``wide`` the wide ones, under three; ``wide`` adds the operator's other cases, each under the first schedule.
+    ``wide`` the wide ones, under three; ``wide`` adds the operator's other cases, each under the first schedule. Those
+    with the numbers ``more`` are run under two in any case.
 
     Raises ValueError where it has findings as it is: mutations would prove nothing then.
     """
@@ -158,6 +159,9 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
     if wide:
         runs += [(case, name) for case in wide_cases(manifest) for name in few]
         runs += [(case, names[0]) for case in other_cases(manifest)]
+    if more:
+        found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config)
+        runs += [(found[number], name) for number in more for name in names[:2]]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most = 1
