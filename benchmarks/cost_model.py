@@ -49,7 +49,7 @@ def us(points: Sequence[Point], chip: Rates, coefficients: Coefficients) -> list
 def by_operator(points: Sequence[Point], chip: Rates, without: Mapping[str, Coefficients]) -> dict[str, dict[str, Any]]:
     """For each operator, errors and rank correlation over its shapes, predicted without it."""
     found = {}
-    for op, coefficients in without.items():
+    for op, coefficients in ((op, without[op]) for op in sorted({point.group for point in points})):
         mine = [point for point in points if point.group == op]
         predicted, measured = us(mine, chip, coefficients), [point.measured_us for point in mine]
         rank = spearman(predicted, measured)
@@ -92,7 +92,7 @@ def assemble(calls: Sequence[Measured], when: datetime) -> tuple[dict[str, Any],
     measured = [point.measured_us for point in points]
     chip = rates(ARCH)
     found = fit(points, chip)
-    ops = sorted({point.group for point in points})
+    ops = sorted({call.point.group for call in calls})  # of one that is left out, the others are all
     without = {op: fit([point for point in points if point.group != op], chip) for op in ops}
     alone = [predict(point.launches, chip, without[point.group]).us for point in points]
     files = sorted({call.file for call in calls})
