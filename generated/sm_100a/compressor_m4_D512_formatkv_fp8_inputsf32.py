@@ -1,7 +1,7 @@
 # Emitted from generator/templates/compressor/compressor.py.j2 for op compressor on sm_100a. Do not edit.
 # dims: m=4, D=512
 # config: cluster=1, slots_per_thread=4, entries_per_cta=1, state_ctas=528, opt_level=3
-# spec sha256: 2f92a140f3608d7a5c8b105fa9a5ed295e045edd1c44e5978bb3657e0851c605
+# spec sha256: 115adbef07df75986fa485f6e8acbb1486bf56bd5a7d34ea061ab3977990cb2e
 """Compressed entries of 512 channels from 8 tokens each, and the partial state that a step leaves.
 
 A CTA makes an entry: 64 threads share its channels, eight each, and 2 such groups its slots. Their parts meet

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/compressor/compressor.py.j2 for op compressor on sm_90a. Do not edit.
 # dims: m=4, D=512
 # config: cluster=1, slots_per_thread=4, entries_per_cta=1, state_ctas=528, opt_level=3
-# spec sha256: 2ddfc68e14823ca59721de4ea030af08664711c534f08a64120db43833de522c
+# spec sha256: 7b121aababcf76ff7e48f15b76fded2732f9a0bc2ced1a9c734a797551038f19
 """Compressed entries of 512 channels from 8 tokens each, and the partial state that a step leaves.
 
 A CTA makes an entry: 64 threads share its channels, eight each, and 2 such groups its slots. Their parts meet

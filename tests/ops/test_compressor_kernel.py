@@ -276,6 +276,12 @@ def test_an_emitted_file_has_nothing_that_its_configuration_does_not_take() -> N
         ({"m": 4}, {"format": "kv_fp8", "hadamard": True}, {}, "hadamard with D = 128"),
         ({"m": 128}, {}, {"cluster": 1}, "1024|another cluster"),
         ({"m": 4}, {}, {"entries_per_cta": 2}, "entries_per_cta 1"),
+        (
+            {"m": 4, "D": 512},
+            {"format": "kv_fp8"},
+            {"cluster": 8, "entries_per_cta": 2, "slots_per_thread": 2},
+            "share one entry",
+        ),
         ({"m": 4}, {"inputs": "bf16"}, {"slots_per_thread": 8}, "at most 4"),
     ],
 )
