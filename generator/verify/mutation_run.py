@@ -160,8 +160,8 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
         runs += [(case, name) for case in wide_cases(manifest) for name in few]
         runs += [(case, names[0]) for case in other_cases(manifest)]
     if more:
-        found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config)
-        runs += [(found[number], name) for number in more for name in names[:2]]
+        every = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config)
+        runs += [(every[number], name) for number in more for name in names[:2]]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most = 1
