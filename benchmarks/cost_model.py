@@ -49,9 +49,9 @@ def us(points: Sequence[Point], chip: Rates, coefficients: Coefficients) -> list
 def by_operator(points: Sequence[Point], chip: Rates, without: Mapping[str, Coefficients]) -> dict[str, dict[str, Any]]:
     """For each operator, errors and rank correlation over its shapes, predicted without it."""
     found = {}
-    for op, coefficients in ((op, without[op]) for op in sorted({point.group for point in points})):
+    for op in sorted({point.group for point in points}):
         mine = [point for point in points if point.group == op]
-        predicted, measured = us(mine, chip, coefficients), [point.measured_us for point in mine]
+        predicted, measured = us(mine, chip, without[op]), [point.measured_us for point in mine]
         rank = spearman(predicted, measured)
         found[op] = {
             "calls": len(mine),

@@ -13,16 +13,15 @@ from dsv4.runtime.ops.mhc_streams import served
 from dsv4.runtime.ops.plain import Operator
 from dsv4.runtime.reference import mhc_post_pre as reference
 
-TWO_LAUNCHES_FROM = {4096: 256}
-TWO_LAUNCHES_FROM_WIDE = 16
+TWO_LAUNCHES_FROM, TWO_LAUNCHES_FROM_WIDE, NARROW_COLUMNS = 256, 16, 4096
 """Tokens from which ``mhc_post`` and ``mhc_pre`` one after the other are faster than both in one kernel, which has
-neither the roles of ``mhc_pre``'s warps nor the registers for them: of up to so many columns, and of more. Measured on
-an H100 with 4096 and 7168 columns, see docs/notes/operators_hopper.md."""
+neither the roles of ``mhc_pre``'s warps nor the registers for them; ``_WIDE``: of more than so many columns. Measured
+on an H100 with 4096 and 7168 columns, see docs/notes/operators_hopper.md."""
 
 
 def two_launches_from(columns: int) -> int:
     """The fewest tokens with streams of ``columns`` columns that two kernels take."""
-    return next((tokens for most, tokens in TWO_LAUNCHES_FROM.items() if columns <= most), TWO_LAUNCHES_FROM_WIDE)
+    return TWO_LAUNCHES_FROM if columns <= NARROW_COLUMNS else TWO_LAUNCHES_FROM_WIDE
 
 
 def _two_serve(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+import dsv4
 from dsv4.runtime import dispatch
-from dsv4.runtime.cache import Artifact
+from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.ops import plain
 
 
@@ -36,4 +37,15 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setattr(plain, "KERNEL_DEVICES", ("cpu",))
     monkeypatch.setattr(dispatch, "serve", serve)
     yield names
+    dispatch.reset()
+
+
+@pytest.fixture
+def kernels_only() -> Iterator[None]:
+    """Kernels must serve on the GPU; a cache without them is no place for such tests."""
+    if not KernelCache().kinds():
+        pytest.skip("the kernel cache is empty; valid: one with the default kernels of this GPU's arch")
+    dispatch.reset()
+    dsv4.configure(missing="raise")
+    yield
     dispatch.reset()

@@ -5,7 +5,6 @@ Needs a cache with the default kernels of the GPU's arch (``dsv4-gen build``, he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 
 import dsv4
 from dsv4.runtime import dispatch
-from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.errors import ContractError
 from dsv4.runtime.ops import plain
 from dsv4.runtime.ops.embed import embed
@@ -24,21 +22,10 @@ from dsv4.runtime.weight import Quantized
 from tests.ops.door_values import close, values
 from tests.ops.gpu_calls import CALLS, COLUMNS, HEADS, insertion, ints, normal
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels_only")]
 FEW = 5
 EDGES = (0, 1, 7, 300, 8193)
 """Tokens: none, one, a few, and more than the first kernel of those operators takes that have several."""
-
-
-@pytest.fixture(autouse=True)
-def kernels_only() -> Iterator[None]:
-    """Kernels must serve; a cache without them is no place for these tests."""
-    if not KernelCache().kinds():
-        pytest.skip("the kernel cache is empty; valid: one with the default kernels of this GPU's arch")
-    dispatch.reset()
-    dsv4.configure(missing="raise")
-    yield
-    dispatch.reset()
 
 
 def made(name: str, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -5,34 +5,18 @@ Needs a cache with the default kernels of the GPU's arch (``dsv4-gen build``, he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-import dsv4
-from dsv4.runtime import dispatch
-from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.ops.sparse_attention_decode import sparse_attention_decode
 from dsv4.runtime.ops.sparse_attention_prefill import sparse_attention_prefill
 from dsv4.runtime.pool import Pool, PoolFormat
 from dsv4.runtime.reference import pages
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels_only")]
 HEADS, PAGE, NEAR_PAGES = 64, 64, 3
 BEYOND = 1 << 32
 """Bytes; a row number itself fits 32 bits."""
-
-
-@pytest.fixture(autouse=True)
-def kernels_only() -> Iterator[None]:
-    """Kernels must serve; a cache without them is no place for these tests."""
-    if not KernelCache().kinds():
-        pytest.skip("the kernel cache is empty; valid: one with the default kernels of this GPU's arch")
-    dispatch.reset()
-    dsv4.configure(missing="raise")
-    yield
-    dispatch.reset()
 
 
 def near_pool() -> Pool:
