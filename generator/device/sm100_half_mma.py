@@ -66,7 +66,10 @@ def mn_major(address: Int32, block_bytes: int) -> Int64:
 
 
 @dsl_user_op
-def _multiply(d: Int32, a, a_in_tmem: bool, b: Int64, instruction: Int32, accumulate: Boolean, *, loc=None, ip=None):
+def multiply(
+    group, d: Int32, a, a_in_tmem: bool, b: Int64, instruction: Int32, accumulate: Boolean, *, loc=None, ip=None
+):
+    """D (+)= A·Bᵀ by the CTAs of ``group`` (``nvvm.CTAGroupKind``), A by descriptor or in tensor memory. One thread."""
     pointer = ir.Type.parse(f"!llvm.ptr<{TENSOR_MEMORY}>")
     target = llvm.inttoptr(pointer, Int32(d).ir_value(loc=loc, ip=ip), loc=loc, ip=ip)
     if a_in_tmem:
@@ -75,7 +78,7 @@ def _multiply(d: Int32, a, a_in_tmem: bool, b: Int64, instruction: Int32, accumu
         first = Int64(a).ir_value(loc=loc, ip=ip)
     nvvm.tcgen05_mma(
         nvvm.Tcgen05MMAKind.F16,
-        nvvm.CTAGroupKind.CTA_1,
+        group,
         target,
         first,
         Int64(b).ir_value(loc=loc, ip=ip),
@@ -88,12 +91,12 @@ def _multiply(d: Int32, a, a_in_tmem: bool, b: Int64, instruction: Int32, accumu
 
 def multiply_shared(d: Int32, a: Int64, b: Int64, instruction: Int32, accumulate) -> None:
     """D (+)= A·Bᵀ with descriptors of A and B. ``d`` is the address of D in tensor memory. For one thread."""
-    _multiply(d, a, False, b, instruction, accumulate)
+    multiply(nvvm.CTAGroupKind.CTA_1, d, a, False, b, instruction, accumulate)
 
 
 def multiply_tmem(d: Int32, a: Int32, b: Int64, instruction: Int32, accumulate) -> None:
     """The same with A in tensor memory, in the half of the lanes that D is in."""
-    _multiply(d, a, True, b, instruction, accumulate)
+    multiply(nvvm.CTAGroupKind.CTA_1, d, a, True, b, instruction, accumulate)
 
 
 @dsl_user_op

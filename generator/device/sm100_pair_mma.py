@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Boolean, Float32, Int32, Int64
-from cutlass._mlir import ir
-from cutlass._mlir.dialects import llvm, nvvm
+from cutlass import BFloat16, Float32, Int32
+from cutlass._mlir.dialects import nvvm
 from cutlass.cute.nvgpu import tcgen05
-from cutlass.cutlass_dsl import dsl_user_op
 from cutlass.experimental.primitives import Tcgen05InstrDesc
 
 from dsv4.generator.device import sm90_ring
@@ -28,9 +26,9 @@ from dsv4.generator.device.sm100_half_mma import (
     GROUP_BYTES,
     K_COLUMNS,
     K_ELEMENTS,
-    TENSOR_MEMORY,
     k_major,
     mn_major,
+    multiply,
 )
 from dsv4.generator.device.sm100_sparse_decode import HEAD_DIM, P_BYTES, ROWS, TILE_KEYS
 from dsv4.generator.device.sm100_tmem import fence_after_wait
@@ -51,27 +49,6 @@ def instruction(columns: int, *, transposed_b: bool) -> Int32:
     """The instruction descriptor of 128 x ``columns`` x 16: bf16 operands, float32 sums; B is K-major or MN-major."""
     return Tcgen05InstrDesc.build(
         a_dtype=BFloat16, b_dtype=BFloat16, c_dtype=Float32, b_major=int(transposed_b), n_dim=columns, m_dim=2 * ROWS
-    )
-
-
-@dsl_user_op
-def _multiply(d: Int32, a, a_in_tmem: bool, b: Int64, instruction: Int32, accumulate: Boolean, *, loc=None, ip=None):
-    pointer = ir.Type.parse(f"!llvm.ptr<{TENSOR_MEMORY}>")
-    target = llvm.inttoptr(pointer, Int32(d).ir_value(loc=loc, ip=ip), loc=loc, ip=ip)
-    if a_in_tmem:
-        first = llvm.inttoptr(pointer, Int32(a).ir_value(loc=loc, ip=ip), loc=loc, ip=ip)
-    else:
-        first = Int64(a).ir_value(loc=loc, ip=ip)
-    nvvm.tcgen05_mma(
-        nvvm.Tcgen05MMAKind.F16,
-        nvvm.CTAGroupKind.CTA_2,
-        target,
-        first,
-        Int64(b).ir_value(loc=loc, ip=ip),
-        Int32(instruction).ir_value(loc=loc, ip=ip),
-        Boolean(accumulate).ir_value(loc=loc, ip=ip),
-        loc=loc,
-        ip=ip,
     )
 
 
@@ -108,10 +85,10 @@ def issue_scores(
                 block, place = step // STEPS_OF_BLOCK, step % STEPS_OF_BLOCK * STEP_BYTES
                 keys = k_major(tile + block * K_BLOCK_BYTES + place)
                 if cutlass.const_expr(step * K_ELEMENTS < tmem_columns):
-                    _multiply(scores, tmem.q + step * K_COLUMNS, True, keys, kind, step > 0)
+                    multiply(nvvm.CTAGroupKind.CTA_2, scores, tmem.q + step * K_COLUMNS, True, keys, kind, step > 0)
                 else:
                     query = k_major(smem_q + (block - tmem_columns // 64) * BLOCK_BYTES + place)
-                    _multiply(scores, query, False, keys, kind, step > 0)
+                    multiply(nvvm.CTAGroupKind.CTA_2, scores, query, False, keys, kind, step > 0)
         commit_to_both(barriers.scores_full + slot, leader)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
 
@@ -144,6 +121,6 @@ def issue_values(
                     values = mn_major(values_address + (first // 64 * BLOCK_BYTES + rows), BLOCK_BYTES)
                     accumulate = number > 0 if cutlass.const_expr(step == 0) else True
                     query = k_major(weights + step * STEP_BYTES)
-                    _multiply(tmem.o + first, query, False, values, kind, accumulate)
+                    multiply(nvvm.CTAGroupKind.CTA_2, tmem.o + first, query, False, values, kind, accumulate)
         commit_to_both(barriers.empty + slot, leader)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
