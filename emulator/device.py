@@ -239,7 +239,9 @@ class EmulatedDevice:
         result = machine.run_grid(kernel.program, asked, self._policy, regions, threads=self._threads)
         if self._timeline is not None and len(result.events):
             self._draw(self._timeline, kernel, result, asked, number)
-        if not record.pdl:
+        # A grid that comes behind this one begins when every CTA has let it, or has ended: where all had waited by
+        # then, whatever was launched before this one has ended.
+        if not record.pdl or not result.stats["hasty_ctas"]:
             self._unfinished = set()
         self._unfinished |= {index for index, block in enumerate(self._blocks) if block.writer.any()}
         for name, value in result.stats.items():

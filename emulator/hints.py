@@ -18,8 +18,8 @@ HINTS = {
     "exited_cta": "Let the CTAs of a cluster wait for each other (a cluster barrier) before one of them exits.",
     "hang": "Compare what each warp waits for with who should arrive there: arrival counts, expected bytes, the parity "
     "that is waited for, and roles that skip an iteration.",
-    "in_flight_at_exit": "Wait with cp.async.bulk.wait_group.read 0, in the thread that issued the copies, before it "
-    "ends.",
+    "in_flight_at_exit": "Wait with cp.async.bulk.wait_group.read 0 in the thread that issued the copies, or for "
+    "cp.async with cp.async.wait_group 0 (or at the mbarrier that they arrive at), before the thread ends.",
     "launch": "Change the launch: what the chip allows is in specs/archs.",
     "matrix_descriptor": "Compare the descriptor's fields (start, leading and stride offset, swizzle, types, M and N) "
     "with the layout that the operand was written with.",

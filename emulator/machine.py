@@ -45,7 +45,7 @@ EVENT = np.dtype(
         ("serial", "<u8"),
     ]
 )
-STATS = ("instructions", "async_ops", "barrier_phases", "races_checked", "switches")
+STATS = ("instructions", "async_ops", "barrier_phases", "races_checked", "switches", "hasty_ctas")
 
 
 class _Range(ctypes.Structure):

@@ -115,6 +115,10 @@ AsyncOp *async_new(Warp *w, const Ins *i, uint32_t mask, Engine engine, int clas
             w->bulk_source_clock = op->clock_read;
             join_group(op, CLASS_BULK_READ, 1);
         }
+        if (class == CLASS_CP_ASYNC) {
+            w->copy = i;
+            w->copy_clock = op->clock;
+        }
         join_group(op, (Class)class, 0);
     }
     return op;

@@ -74,8 +74,20 @@ HANDLER(setmaxnreg)
     return EMU_YIELD;
 }
 
+/* The grid behind may begin as far as this CTA goes. */
+void let_on(Cta *cta)
+{
+    if (!cta->has_let_on && !cta->has_waited) cta->machine->stats.hasty_ctas++;
+    cta->has_let_on = 1;
+}
+
 HANDLER(griddepcontrol)
 {
-    if (i->imm[0] && w->machine->policy.races) w->known[AGENT_PRIOR_GRID] = w->visible[AGENT_PRIOR_GRID] = 1;
+    if (!i->imm[0]) {
+        let_on(w->cta);
+        return EMU_NEXT;
+    }
+    w->cta->has_waited = 1;
+    if (w->machine->policy.races) w->known[AGENT_PRIOR_GRID] = w->visible[AGENT_PRIOR_GRID] = 1;
     return EMU_NEXT;
 }

@@ -337,6 +337,8 @@ struct Warp {
     uint32_t bulk_lanes;      /* lanes that have issued bulk-group operations: groups belong to threads */
     const Ins *bulk_source;   /* the last one that reads shared memory, and its clock */
     uint32_t bulk_source_clock;
+    const Ins *copy;          /* the last cp.async, and its clock */
+    uint32_t copy_clock;
     uint32_t registers;       /* setmaxnreg */
     uint64_t instructions;
     uint8_t *local, *local_shadow; /* 32 × local_bytes each */
@@ -384,6 +386,7 @@ struct Cta {
     uint8_t tmem_used;
     struct TmemState *tmem_state; /* allocations (tmem.h) */
     int32_t register_pool, live_warps;
+    uint8_t has_waited, has_let_on; /* griddepcontrol: for the grid before; the grid behind may begin */
 };
 
 /* Reports columns that are not allocated. False where there is no memory to access at all, which ends the run. */
@@ -460,7 +463,8 @@ typedef struct {
 
 typedef struct {
     uint64_t instructions, async_ops, barrier_phases, races_checked, switches;
-    uint64_t spare[3];
+    uint64_t hasty_ctas; /* that let the grid behind begin, or ended, before they had waited for the one before */
+    uint64_t spare[2];
 } Stats;
 
 typedef struct Memory { Range *ranges; int32_t n, capacity; } Memory;
@@ -510,6 +514,7 @@ void clock_acquire(Warp *w, Clock from[2]);
 void clock_release_fenced(Warp *w, Clock into[2]);    /* what the last fence published */
 int wait_ready(const Machine *m, const Warp *w, const Path *path);
 void pending_clear(Warp *w, Class class, uint32_t up_to_group); /* forgets in-flight register slots */
+void let_on(Cta *cta);          /* the grid behind may begin, as far as this CTA goes */
 void tmem_exit_check(Cta *cta); /* tensor memory that is still allocated when the CTA ends */
 void local_at(Warp *w, const Ins *i, uint32_t lane, uint64_t address, uint32_t bytes, uint8_t **data, uint8_t **shadow);
 int async_step_any(Machine *m);                       /* completes one waiting operation; 0 when there is none */

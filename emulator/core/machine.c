@@ -61,6 +61,20 @@ int converged(Warp *w, const Ins *i, uint32_t mask, uint32_t members)
 
 /* --------------------------------------------------------------------------------------------------- interpreter */
 
+/* Somebody of the CTA has to have waited for every cp.async: what lands later may land in the next CTA's memory. */
+static void copies_exit_check(Cta *cta, const Ins *i)
+{
+    for (int k = 0; k < cta->n_warps; k++) {
+        Warp *w = &cta->warps[k];
+        int waited = !w->copy;
+        for (int v = 0; v < cta->n_warps && !waited; v++)
+            waited = cta->warps[v].known[agent_of(w, CLASS_CP_ASYNC)] >= w->copy_clock;
+        if (!waited)
+            finding(w, w->copy, 0, i, "in_flight_at_exit",
+                    "the CTA ends, and nobody in it has waited for this copy, which writes to its shared memory");
+    }
+}
+
 static void exit_lanes(Warp *w, const Ins *i, Path *path, uint32_t lanes)
 {
     w->live &= ~lanes;
@@ -75,7 +89,11 @@ static void exit_lanes(Warp *w, const Ins *i, Path *path, uint32_t lanes)
     m->event++;
     named_barrier_exit(w);
     cluster_barrier_exit(w);
-    if (--w->cta->live_warps == 0) tmem_exit_check(w->cta);
+    if (--w->cta->live_warps == 0) {
+        let_on(w->cta);
+        tmem_exit_check(w->cta);
+        if (m->policy.races) copies_exit_check(w->cta, i);
+    }
 }
 
 /* Register slots that an asynchronous operation will write: a tcgen05.ld is completed, a wgmma is not there yet. */

@@ -132,6 +132,7 @@ static void collect(Run *run, Machine *m)
     o->stats.barrier_phases += m->stats.barrier_phases;
     o->stats.races_checked += m->stats.races_checked;
     o->stats.switches += m->stats.switches;
+    o->stats.hasty_ctas += m->stats.hasty_ctas;
     o->stopped |= m->stopped;
     o->clusters_run++;
     if (m->stopped) run->next = run->end;

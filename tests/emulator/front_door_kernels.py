@@ -47,6 +47,39 @@ def chain(x: cute.Tensor, y: cute.Tensor, z: cute.Tensor, alpha: Float32, waits:
 
 
 @cute.kernel
+def between_kernel(y: cute.Tensor, order: cutlass.Constexpr[str]):
+    thread, _, _ = cute.arch.thread_idx()
+    block, _, _ = cute.arch.block_idx()
+    for what in order:
+        if cutlass.const_expr(what == "W"):
+            cute.arch.griddepcontrol_wait()
+        elif cutlass.const_expr(what == "L"):
+            cute.arch.griddepcontrol_launch_dependents()
+        elif block == 0:
+            cute.arch.griddepcontrol_wait()
+    y[block * THREADS + thread] = Float32(1.0)
+
+
+@cute.jit
+def relay(
+    x: cute.Tensor,
+    y: cute.Tensor,
+    z: cute.Tensor,
+    w: cute.Tensor,
+    alpha: Float32,
+    order: cutlass.Constexpr[str],
+    stream,
+):
+    """y = x · alpha; z = 1 in two CTAs; w = y · alpha without a wait, in the launch after next.
+
+    ``order`` is what the launch between does: W waits, L lets the next one begin, w waits in its first CTA only.
+    """
+    scale_kernel(x, y, alpha).launch(grid=[1, 1, 1], block=[THREADS, 1, 1], stream=stream)
+    between_kernel(z, order).launch(grid=[2, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=True)
+    dependent_kernel(y, w, alpha, False).launch(grid=[1, 1, 1], block=[THREADS, 1, 1], stream=stream, use_pdl=True)
+
+
+@cute.kernel
 def fill_kernel(target: cute.Pointer, count: Int32):
     thread, _, _ = cute.arch.thread_idx()
     if thread < count:
@@ -76,7 +109,7 @@ def vector(dtype: Any = Float32, align: int = 4) -> Any:
 
 
 def compiled(name: str, arch: str = "sm_90a") -> Any:
-    """One of the kernels above: scale, chain, hasty (a chain that does not wait), fill, copy (of e4m3)."""
+    """One of the kernels above: scale, chain, hasty (a chain that does not wait), fill, copy (of e4m3), relay:ORDER."""
     with tempfile.TemporaryDirectory() as kept:  # where --keep-* writes; the working directory otherwise
         return _compiled(name, f"{OPTIONS} {arch} --dump-dir {kept}")
 
@@ -88,6 +121,9 @@ def _compiled(name: str, options: str) -> Any:
     if name in ("chain", "hasty"):
         arguments = (vector(), vector(), vector(), Float32(1.0), name == "chain", env)
         return cute.compile(chain, *arguments, options=options)
+    if name.startswith("relay:"):
+        tensors = (vector() for _ in range(4))
+        return cute.compile(relay, *tensors, Float32(1.0), name.partition(":")[2], env, options=options)
     if name == "fill":
         target = make_ptr(Float32, 16, cute.AddressSpace.gmem, assumed_align=4)
         return cute.compile(fill, target, Int32(1), make_fake_stream(), options=options)

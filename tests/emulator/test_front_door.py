@@ -133,6 +133,19 @@ def test_a_dependent_launch_must_wait_before_it_reads(compiled: Compiled) -> Non
     assert "griddepcontrol.wait" in report.findings[0].message
 
 
+@pytest.mark.parametrize(
+    ("order", "is_right"), [("WL", True), ("W", True), ("LW", False), ("L", False), ("", False), ("wL", False)]
+)
+def test_a_launch_relies_on_the_one_before_the_last_where_that_between_had_waited(
+    compiled: Compiled, order: str, is_right: bool
+) -> None:
+    x, y, z, w = torch.arange(64.0), torch.zeros(64), torch.zeros(128), torch.zeros(64)
+    tensors = emulator.reads(x), emulator.output(y), emulator.output(z), emulator.output(w)
+    report = emulator.run(compiled(f"relay:{order}"), *tensors, 2.0)
+    assert kinds(report) == ([] if is_right else ["prior_grid"]) and torch.equal(w, x * 4)
+    assert is_right or report.findings[0].launch == 2
+
+
 def test_a_sequence_of_calls_is_one_stream(compiled: Compiled) -> None:
     x, y, z = torch.arange(64.0), torch.zeros(64), torch.zeros(64)
     scale = compiled("scale")
