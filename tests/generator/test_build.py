@@ -235,8 +235,8 @@ def test_a_compile_that_hangs_is_killed_and_the_next_one_served(tmp_path: Path) 
     first, second = build(
         [hangs, fine], cache_root=tmp_path, jobs=1, emit=lambda plan: (endless if plan is hangs else emitter())(plan)
     )
-    assert first.error == "compiling took longer than 3 s and was stopped (compile_seconds_limit)"
-    assert 3.0 <= first.seconds < 6.0 and time.monotonic() - started < 30
+    assert first.error == "compiling took longer than 3 s of processor time and was stopped (compile_seconds_limit)"
+    assert 3.0 <= first.seconds < 30.0 and time.monotonic() - started < 60
     assert second.error is None
     assert workers_of(os.getpid()) == []
 

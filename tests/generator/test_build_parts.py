@@ -250,6 +250,29 @@ def test_a_worker_that_dies_is_an_outcome_and_another_takes_over(tmp_path: Path,
     assert fails.error is not None and fails.error.startswith("AttributeError") and "arguments" in fails.error
 
 
+def test_a_compile_that_waits_has_more_time_than_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sleeps a while, one sleeps for ever, one works for ever: the limit is of processor time."""
+    requests = []
+    for name, text in (
+        ("sleeps", "import time\ntime.sleep(1.5)\n"),
+        ("waits", "import time\ntime.sleep(60)\n"),
+        ("works", "while True:\n    pass\n"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "source.py").write_text(text)
+        (folder / "request.json").write_text(json.dumps({"targets": ["sm_90a"], "variant": {}, "opt_level": 2}))
+        requests.append(pool.Request(name, folder, "sm_90a", 0.5))
+    monkeypatch.setattr(pool, "PATIENCE", 8)
+    sleeps, waits, works = pool.run(requests, jobs=1, log=tmp_path / "workers.log")
+    assert sleeps.error is not None and sleeps.error.startswith("AttributeError") and sleeps.seconds > 1.5
+    assert waits.error == "compiling did not end in 4 s and was stopped (8 × compile_seconds_limit)"
+    assert 4 <= waits.seconds < 60
+    assert works.error == "compiling took longer than 0.5 s of processor time and was stopped (compile_seconds_limit)"
+
+
 def test_a_machine_where_the_compiler_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tvm_ffi").mkdir()
     (tmp_path / "tvm_ffi" / "__init__.py").write_text("raise ImportError('no compiler here')\n")
