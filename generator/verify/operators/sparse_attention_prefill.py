@@ -28,7 +28,8 @@ NUMBERS = ("lse", "max_logits")
 def _shapes(config: dict[str, Scalar]) -> list[Shape]:
     every_length = (0, -3, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 400, 1 << 30)
     many = int(config["persistent_ctas"]) + 3
-    some_lengths = [(0, 1, 64, 65, 140, 0, 128)[number * number % 7] for number in range(many)]
+    # CTAs that have a second query find a place for its Q in each slot of the ring, one where a tile was before.
+    some_lengths = [(0, 1, 64, 65, 200, 0, 128)[number * number % 7] for number in range(many)]
     return [
         Shape("one key", 1, 1, (1, 0)),
         Shape("one tile", 3, 1, (64, 0)),
@@ -44,7 +45,7 @@ def _shapes(config: dict[str, Scalar]) -> list[Shape]:
         Shape("an infinite sink leaves nothing", 2, 1, (64, 0), sink=math.inf),
         Shape("a sink of minus infinity takes nothing", 2, 1, (64, 0), sink=-math.inf),
         Shape("a sink far above the scores", 2, 1, (65, 0), sink=30.0),
-        Shape("more queries than CTAs", many, 1, (140, 0), lengths=tuple(some_lengths), holes=0.1, duplicates=True),
+        Shape("more queries than CTAs", many, 1, (200, 0), lengths=tuple(some_lengths), holes=0.1, duplicates=True),
         Shape("no query", 0, 1, (128, 0)),
         Shape("no columns", 2, 1, (0, 0)),
     ]
