@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -124,11 +125,13 @@ def run_benchmark(
 ) -> None:
     """Measure, print, write; exit code 1 where the run is void or a worker failed (nothing is written then).
 
-    With a limit in seconds the cases come in an order of their own (``telling_first``); the file has theirs.
+    With a limit in seconds the cases come in an order of their own (``telling_first``); the file has theirs. Ctrl-C and
+    SIGTERM end the run with what has been measured so far.
     """
     sessions: dict[str, Session] = {}
     reasons = read_reasons()
     began = time.monotonic()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if isolated:
             for name in names:
@@ -149,6 +152,7 @@ def run_benchmark(
         err.print(str(error))
         raise typer.Exit(FAILED) from None
     finally:
+        signal.signal(signal.SIGTERM, before)
         for session in sessions.values():
             session.close()
     places = {case.label: place for place, case in enumerate(cases)}
@@ -208,5 +212,5 @@ def print_end(result: dict[str, Any], path: Path) -> None:
     for reason in result["void"]:
         err.print(f"void: {reason}")
     if result["left"]:
-        err.print(f"no time for {len(result['left'])} cases: {', '.join(result['left'])}")
+        err.print(f"left out {len(result['left'])} cases: {', '.join(result['left'])}")
     out.print(str(path))

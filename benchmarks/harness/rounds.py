@@ -69,7 +69,7 @@ def measure(
 
     One session may hold several peers. In each case every peer gives one sample a mode and round, in turn. Controls are
     read in every session at the start, between the cases and at the end. ``goes_on`` is asked before every case but the
-    first; the cases after a no are left out.
+    first; the cases after a no are left out. So are, once there is a result, an interrupted case and those after it.
     """
     distinct = list({id(session): session for session in sessions.values()}.values())
     readings = [session.controls() for session in distinct]
@@ -78,7 +78,12 @@ def measure(
         if position and not goes_on():
             break
         case_seed = seed + 100_003 * position
-        result = measure_case(sessions, distinct, case, rounds=rounds, seed=case_seed)
+        try:
+            result = measure_case(sessions, distinct, case, rounds=rounds, seed=case_seed)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
         results.append(result)
         progress(result)
         if len(results) % CASES_BETWEEN_CONTROLS == 0:

@@ -35,6 +35,7 @@ class WorkerSession:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is for the parent, which asks its workers to close
         )
 
     def open_case(self, label: str, seed: int) -> dict[str, Opened]:
@@ -70,7 +71,7 @@ class WorkerSession:
         try:
             self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            line = self._answer()
         except OSError:
             line = ""
         if not line:
@@ -79,6 +80,15 @@ class WorkerSession:
         if "error" in answer:
             raise WorkerFailed(f"{self.peer}: {method}: {answer['error']}")
         return answer["value"]
+
+    def _answer(self) -> str:
+        """The next line. Interrupted, the answer is awaited all the same: or else the next question would get it."""
+        assert self.process.stdout
+        try:
+            return self.process.stdout.readline()
+        except KeyboardInterrupt:
+            self.process.stdout.readline()
+            raise
 
 
 def serve(session: Session, requests: Any, answers: Any) -> None:

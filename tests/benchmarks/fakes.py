@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from benchmarks.harness.controls import Controls
@@ -19,9 +21,12 @@ class FakeSession:
         self.asked: list[tuple[str, ...]] = []
         self.skipped: dict[str, str] = {}
         self.breaks_at: str | None = None
+        self.interrupted_in: str | None = None
 
     def open_case(self, label: str, seed: int) -> dict[str, Opened]:
         self.asked.append(("open", label, str(seed)))
+        if label == self.interrupted_in:
+            os.kill(os.getpid(), signal.SIGTERM)
         return {
             name: Opened(skipped=self.skipped.get(name), errors={} if name in self.skipped else {"rel_l2": 1e-3})
             for name in self.times

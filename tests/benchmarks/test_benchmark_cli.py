@@ -83,10 +83,25 @@ def test_a_skipped_peer_is_named_with_its_reason(session: FakeSession, tmp_path:
 
 def test_without_time_the_telling_cases_come_first_and_the_rest_is_named(session: FakeSession, tmp_path: Path) -> None:
     shown = invoke("--out", str(tmp_path), "--rounds", "1", "--seconds", "0")
-    assert shown.exit_code == 0 and "no time for 1 cases: large" in shown.stderr
+    assert shown.exit_code == 0 and "left out 1 cases: large" in shown.stderr
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
     assert result["left"] == ["large"] and [case["label"] for case in result["cases"]] == ["small"]
+
+
+def test_an_interrupted_run_keeps_what_it_has_measured(session: FakeSession, tmp_path: Path) -> None:
+    session.interrupted_in = "large"
+    shown = invoke("--out", str(tmp_path), "--rounds", "1")
+    assert shown.exit_code == 0 and "left out 1 cases: large" in shown.stderr
+    (path,) = tmp_path.glob("*.json")
+    assert [case["label"] for case in json.loads(path.read_text())["cases"]] == ["small"]
+    assert session.asked[-1] == ("end",)
+
+
+def test_a_run_interrupted_before_it_has_anything_writes_nothing(session: FakeSession, tmp_path: Path) -> None:
+    session.interrupted_in = "small"
+    assert invoke("--out", str(tmp_path), "--rounds", "1").exit_code != 0
+    assert not list(tmp_path.iterdir()) and session.asked[-1] == ("end",)
 
 
 def test_cases_that_tell_most_come_first() -> None:

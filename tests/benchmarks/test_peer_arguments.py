@@ -73,7 +73,7 @@ FLASHINFER = {
         softmax=lambda logits: torch.softmax(logits, -1),
         sampling_from_logits=drawn_first,
         top_p_sampling_from_probs=drawn_first,
-        top_k_top_p_sampling_from_logits=drawn_first,
+        top_k_top_p_sampling_from_probs=drawn_first,
     ),
 }
 

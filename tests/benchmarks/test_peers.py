@@ -100,13 +100,13 @@ def test_mistakes_in_a_mapping_are_found() -> None:
             expert_offsets_benchmark.check_mapping(ROUTES, mapping(**changed), COUNT)
 
 
-def drawn(way: tuple[int, float], tokens: list[int]) -> dict[str, float]:
+def drawn(way: tuple[int, float], tokens: list[int], *, joint: bool = False) -> dict[str, float]:
     """Two rows whose logits fall by 0.2 from token to token, twenty of them."""
     logits = torch.full((2, sample_benchmark.VOCABULARY), -50.0)
     logits[:, :20] = 0.0 - 0.2 * torch.arange(20)
     k, p = way
     inputs = {"logits": logits, "top_k": torch.full((2,), k), "top_p": torch.full((2,), p)}
-    return sample_benchmark.check_drawn(inputs, flashinfer.Drawn(torch.tensor(tokens, dtype=torch.int32)))
+    return sample_benchmark.check_drawn(inputs, flashinfer.Drawn(torch.tensor(tokens, dtype=torch.int32), joint))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,14 @@ def test_a_drawn_token_is_among_those_that_are_left(way: tuple[int, float], good
     assert drawn(way, good) == {"outside": 0.0}
     with pytest.raises(ValueError, match="tokens"):
         drawn(way, bad)
+
+
+def test_top_p_counts_among_all_tokens_where_both_are_taken_at_once() -> None:
+    """Four of the twenty have 0.46 of the probability before them, the next 0.56."""
+    assert drawn((5, 0.5), [0, 3], joint=True) == {"outside": 0.0}
+    for beyond in (4, 5):
+        with pytest.raises(ValueError, match="tokens"):
+            drawn((5, 0.5), [0, beyond], joint=True)
 
 
 def test_cases_have_all_token_counts_and_both_models() -> None:
