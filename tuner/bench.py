@@ -39,6 +39,7 @@ class Measured:
     is_slow: bool = False
     rungs: dict[int, float] = field(default_factory=dict)
     checked: dict[str, Any] = field(default_factory=dict)
+    gpu: int | None = None
 
     @property
     def score_us(self) -> float:
@@ -51,6 +52,7 @@ class Measured:
             "timings": [timing.model_dump() for timing in self.timings],
             "numeric_class": self.plan.numeric_class,
             "checked": kept_of_check(self.checked),
+            "gpu": self.gpu,
         }
         return Tried(self.plan.config, None if self.failure else self.score_us, self.failure, self.is_slow, detail)
 
@@ -139,6 +141,7 @@ class Bench:
             is_slow=failure is None and max(whole, default=0) < self.rounds,
             rungs={rounds: score_us(timings) for rounds, timings in whole.items()},
             checked=outcome.checked or {},
+            gpu=outcome.gpu,
         )
 
     def _record(self, outcome: worker.Outcome) -> None:

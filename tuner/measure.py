@@ -10,6 +10,7 @@ starts another for the rest.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -56,9 +57,13 @@ class Answer:
 
 
 def cases_for(manifest: Manifest, seed: int) -> list[Case]:
-    """Made once for all kernels whose cases are the same (those whose tile sizes agree)."""
+    """Made once for all kernels whose cases are the same (those whose tile sizes agree); those of one operator, its
+    dimensions and flags are held, as a worker may see many of them."""
     tiles = {name: value for name, value in manifest.config.items() if name.startswith("tile")}
-    known = json.dumps([manifest.op, manifest.dims, manifest.variant, tiles, seed], sort_keys=True)
+    kind = json.dumps([manifest.op, manifest.dims, manifest.variant, seed], sort_keys=True)
+    known = f"{kind} {json.dumps(tiles, sort_keys=True)}"
+    if any(not each.startswith(kind) for each in _cases):
+        _cases.clear()
     if known not in _cases:
         _cases[known] = cases(manifest.op, manifest.dims, manifest.variant, config=tiles, seed=seed, device=DEVICE)
     return _cases[known]
@@ -96,13 +101,14 @@ def is_deterministic(kernel: Kernel, contract: Contract, case: Case) -> bool:
 def timed(
     kernel: Kernel, manifest: Manifest, sizes: dict[str, int], seed: int, policy: Policy, shared: Shared
 ) -> timing.Timed:
-    """``shared`` has the arguments that were made for these sizes already, by contract, and gets those that are new."""
+    """``shared`` has the arguments that were made for these sizes already, by contract and state of the L2, and gets
+    those that are new."""
     contract: Contract = manifest.contract
 
     def make_arguments() -> list[Any]:
         return bind(contract, workload(manifest.op, manifest.dims, manifest.variant, sizes, seed=seed, device=DEVICE))
 
-    known = contract.model_dump_json()
+    known = f"{policy.l2} {contract.model_dump_json()}"
     if known not in shared:
         shared[known] = timing.argument_lists(make_arguments, policy)
     return timing.Timed(kernel, shared[known], policy)
@@ -194,9 +200,9 @@ def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], 
     artifacts = [Artifact.read(Path(folder)) for folder in request.artifacts]
     kernels = [load_kernel(artifact) for artifact in artifacts]
 
-    def in_turn(sizes: dict[str, int], policy: Policy, rounds: int) -> dict[str, Any]:
+    def in_turn(sizes: dict[str, int], policy: Policy, rounds: int, shared: Shared) -> dict[str, Any]:
         one, other = (
-            timed(kernel, artifact.manifest, sizes, request.seed, policy, Shared())
+            timed(kernel, artifact.manifest, sizes, request.seed, policy, shared)
             for kernel, artifact in zip(kernels, artifacts, strict=True)
         )
         return timing.compare(one, other, sizes, rounds)
@@ -204,10 +210,11 @@ def compare(request: Request, answer: Answer, load_kernel: Callable[[Artifact], 
     answer.say("begin", request.artifacts[1])
     others = [policy for policy in timing.POLICIES if policy != request.policy]
     for sizes in request.sizes:
-        found, modes = in_turn(sizes, request.policy, request.rungs[-1]), []
+        shared = Shared()
+        found, modes = in_turn(sizes, request.policy, request.rungs[-1], shared), []
         for policy in others:
             answer.say("begin", request.artifacts[1])  # it is alive: making inputs takes a while
-            modes.append(in_turn(sizes, policy, timing.RECORD_ROUNDS))
+            modes.append(in_turn(sizes, policy, timing.RECORD_ROUNDS, shared))
         answer.say("compared", request.artifacts[1], **found, modes=modes)
 
 
@@ -218,6 +225,12 @@ def device_is_well() -> bool:
         return float(torch.ones(4, device=DEVICE).sum()) == 4.0
     except RuntimeError:
         return False
+
+
+def give_back() -> None:
+    """Leave the device's memory to whoever measures next, in this process or another: what a request held is free."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def one_line(error: BaseException) -> str:
@@ -244,6 +257,7 @@ def answer(text: str, path: Path) -> int:
         print(one_line(error), file=sys.stderr)
         sys.stderr.flush()
         os._exit(DEVICE_FAILED)  # no destructor may touch the broken device
+    give_back()
     said.say("end")
     return 0
 

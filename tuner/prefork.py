@@ -4,9 +4,13 @@ torch's import as well.
     python -m dsv4.tuner.prefork
 
 The server never touches CUDA, so that a fork of it is as good as a new process: a worker that faults or hangs is ended
-with its group, and the next one has a context of its own. It reads an order a line (``request``, ``out``, ``log``) and
-answers with two: the worker's number, and its exit code. The worker stays unreaped until the next order or the end, so
-that its number cannot belong to another process while somebody may kill it. It ends when its input does.
+with its group, and the next one has a context of its own. One in which nothing at all went wrong stays, and takes the
+next order, with its context, the reference's cases and the flush's memory at hand; after any finding or failure it
+ends, as what a wrong kernel wrote may lie anywhere in its memory.
+
+The server reads an order a line (``request``, ``out``, ``log``) and answers with two: the worker's number, and its exit
+code (0 of one that stays). A worker that ended is unreaped until the next order or the end, so that its number cannot
+belong to another process while somebody may kill it. Server and worker end when the server's input does.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsv4.tuner.protocol import Request
+from dsv4.tuner.protocol import Event, Request
 
 POLL_S = 0.01
 SERVE = (sys.executable, "-m", "dsv4.tuner.prefork")
@@ -98,32 +103,89 @@ class Forked:
 
 
 def serve() -> None:
-    """Fork a worker for each order until there are no more."""
+    """Have a worker answer each order until there are no more: the one that is there, or a new one."""
     from dsv4.tuner import measure
 
-    ended: int | None = None
-    for line in iter(sys.stdin.buffer.readline, b""):
-        if ended is not None:
-            os.waitpid(ended, 0)
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _work(measure.answer, order)
-        print(pid, flush=True)
-        print(_exit_code(pid), flush=True)
-        ended = pid
+    worker: _Worker | None = None
+    for order in iter(sys.stdin.buffer.readline, b""):
+        if worker is not None and worker.has_ended():
+            worker.reap()
+            worker = None
+        if worker is None:
+            worker = _Worker(measure.answer)
+        print(worker.pid, flush=True)
+        print(worker.answer(order), flush=True)
 
 
-def _work(answer: Any, order: dict[str, str]) -> None:
+class _Worker:
+    """A forked worker as its server has it: orders go to it by one pipe, and a line comes back by another when it is
+    done with one and stays."""
+
+    def __init__(self, answer: Callable[[str, Path], int]) -> None:
+        orders, self._orders = os.pipe()
+        self._lines, lines = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._orders)
+            os.close(self._lines)
+            _work(answer, orders, lines)
+        os.close(orders)
+        os.close(lines)
+        os.read(self._lines, 1)  # it leads its group from here on, so that it can be killed with it
+
+    def answer(self, order: bytes) -> int:
+        """0 where it is done and stays, or the exit code; minus the signal's number where one ended it.
+
+        The next order comes after the answer to this one, so that what is to be read before it is the end of the input:
+        whoever gave the order is gone, and the worker goes, too.
+        """
+        with suppress(BrokenPipeError):
+            os.write(self._orders, order)
+        ready, _, _ = select.select([self._lines, sys.stdin.buffer], [], [])
+        if self._lines in ready and os.read(self._lines, 1):
+            return 0
+        if sys.stdin.buffer in ready:
+            self._kill()
+        while (done := self._state(os.WNOHANG)) is None:  # what it had open is closed a little before it is gone
+            if select.select([sys.stdin.buffer], [], [], POLL_S)[0]:
+                self._kill()
+        return done.si_status if done.si_code == os.CLD_EXITED else -done.si_status
+
+    def has_ended(self) -> bool:
+        return self._state(os.WNOHANG) is not None
+
+    def reap(self) -> None:
+        os.waitpid(self.pid, 0)
+        os.close(self._orders)
+        os.close(self._lines)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _state(self, how: int) -> os.waitid_result | None:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | how)
+
+
+def _work(answer: Callable[[str, Path], int], orders: int, lines: int) -> None:
     """The worker: a session of its own, its words in the log, none of the server's pipes. Does not return."""
     code = 1
     try:
         os.setsid()
-        words = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(lines, b"s")
         nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (words, 1), (words, 2)):
-            os.dup2(source, target)
-        code = answer(order["request"], Path(order["out"]))
+        os.dup2(nothing, 0)
+        with os.fdopen(orders, "rb") as stream:
+            for line in iter(stream.readline, b""):
+                order, code = json.loads(line), 1
+                words = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                for target in (1, 2):
+                    os.dup2(words, target)
+                os.close(words)
+                code = answer(order["request"], Path(order["out"]))
+                if code or not _is_spotless(Path(order["out"])):
+                    break
+                os.write(lines, b"0")
     except BaseException:
         traceback.print_exc()
     finally:
@@ -132,21 +194,13 @@ def _work(answer: Any, order: dict[str, str]) -> None:
         os._exit(code)
 
 
-def _exit_code(pid: int) -> int:
-    """Waits for the end of ``pid`` and leaves it unreaped; minus the signal's number where one ended it.
-
-    The next order comes after the answer to this one, so that what is to be read before it is the end of the input:
-    whoever gave the order is gone, and the worker goes, too.
-    """
-    while (done := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
-        if select.select([sys.stdin.buffer], [], [], POLL_S)[0]:
-            for kill in (os.killpg, os.kill):  # it may not lead its group yet
-                with suppress(ProcessLookupError, PermissionError):
-                    kill(pid, signal.SIGKILL)
-            done = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            break
-    assert done is not None
-    return done.si_status if done.si_code == os.CLD_EXITED else -done.si_status
+def _is_spotless(events: Path) -> bool:
+    """Whether nothing failed and every kernel that was checked is right."""
+    for line in events.read_text().splitlines():
+        event = Event.model_validate_json(line)
+        if event.event == "failed" or (event.event == "checked" and not event.data.get("ok")):
+            return False
+    return True
 
 
 if __name__ == "__main__":

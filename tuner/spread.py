@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from dsv4.tuner.protocol import Request
-from dsv4.tuner.worker import Outcome, Stopped, WorkerError
+from dsv4.tuner.worker import DefaultFailed, Outcome, Stopped, WorkerError
 
 Answer = TypeVar("Answer")
 Progress = Callable[[Outcome], None]
@@ -98,6 +98,9 @@ class Spread:
             number, gpu = self._take(stopped)
             try:
                 found = gpu(request, limit_s=limit_s, progress=progress, is_stopped=stopped.is_set)
+            except DefaultFailed:  # the GPU is well
+                self._free.put((number, gpu))
+                raise
             except WorkerError as error:
                 self._leave_out(number, error)
                 continue

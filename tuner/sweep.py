@@ -7,6 +7,7 @@ interrupted or killed sweep goes on where it ended, and several processes may wo
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +58,8 @@ class Result:
     interrupted: bool = False
     winners: list[Winner] = field(default_factory=list)
     """What serves each bucket, where there are several; of a single one the fields above speak."""
+    gpus: dict[str, int] = field(default_factory=dict)
+    """Index of a GPU of its host → configurations that ran there; empty where that was not kept."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +318,9 @@ class _Run:
         failed = [{"config": each.config, "why": each.failure} for each in tried if each.failure]
         why = "the default is the fastest that was found"
         slow = sum(each.is_slow for each in tried)
-        return Result(self.study.name, len(tried), slow, failed, default, winner, False, why, ended)
+        ran_on = Counter(str(each.detail["gpu"]) for each in tried if each.detail.get("gpu") is not None)
+        gpus = dict(sorted(ran_on.items()))
+        return Result(self.study.name, len(tried), slow, failed, default, winner, False, why, ended, gpus=gpus)
 
     def decide(self, result: Result, baseline: Measured, cache: KernelCache) -> Result:
         """Measure winners and default again, in turn in one process; keep what still wins, bucket by bucket."""

@@ -23,6 +23,7 @@ from dsv4.tuner.question import Settings
 from dsv4.tuner.seeds import in_turn, starts
 from dsv4.tuner.sweep import Result, Say, Watch, sweep
 from dsv4.tuner.tried import spelled
+from dsv4.tuner.worker import DefaultFailed, WorkerError
 
 TURN_MIN_S = 20.0
 """The least time of a sweep whose share of the budget would be less, while there is time at all."""
@@ -74,7 +75,8 @@ def tune_model(
     ``settings.budget``: its seconds are for all jobs and are shared out by predicted share; its configurations and its
     patience are each study's. The shapes and buckets of ``settings`` are replaced by the job's. A kernel whose default
     fails is told and the others go on. After an interrupt the last turn that has a result says so, and the rest was not
-    reached. Raises CheckFailed where no worker can be had, and UsageError for a cache that cannot be written.
+    reached; where no worker can be had any more, the turn in which that showed has failed, and the rest was not
+    reached. Raises UsageError for a cache that cannot be written.
     """
     until = None if settings.budget.seconds is None else time.monotonic() + settings.budget.seconds
     turns: list[Turn] = []
@@ -94,7 +96,11 @@ def tune_model(
             continue
         budget = replace(settings.budget, seconds=_allotted(job, jobs[number:], left_s))
         place = f"{number + 1} of {len(jobs)}: {title(job)}"
-        turns.append(_turn(job, place, replace(settings, budget=budget), cache, builder, measure, watching, storage))
+        try:
+            turn = _turn(job, place, replace(settings, budget=budget), cache, builder, measure, watching, storage)
+        except WorkerError as error:
+            turn, ended = Turn(job, str(error), failed=True), "not reached: no worker could be had before"
+        turns.append(turn)
         result = turns[-1].result
         if result is not None and result.interrupted:
             ended = "not reached: interrupted before"
@@ -130,7 +136,8 @@ def _turn(
                 job.target, mine, cache=cache, builder=builder, measure=measure, storage=storage, say=say, watch=watch,
                 seeds=in_turn(starts(cache, job.target, mine.sizes, mine.device.name)),
             )  # fmt: skip
-        except CheckFailed as failure:
+        except (CheckFailed, DefaultFailed) as failure:
+            cache.refresh()
             return Turn(job, str(failure), failed=True)
     cache.refresh()
     return Turn(job, f"{result.why} ({result.tried} tried; {result.ended})", result)

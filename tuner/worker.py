@@ -31,6 +31,11 @@ class WorkerError(Exception):
     """No worker can be had: it does not start, or the device does not come back. One line."""
 
 
+class DefaultFailed(WorkerError):
+    """The default failed while others took turns with it, so that there is nothing to set them beside: the fault is the
+    kernel's, workers can be had. One line."""
+
+
 class Stopped(Exception):
     """Somebody asked for the end while a worker was at work; it was killed."""
 
@@ -82,6 +87,8 @@ class Outcome:
     compared: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     device: str = ""
+    gpu: int | None = None
+    """The index of the GPU that it ran on."""
 
     @property
     def failure(self) -> str | None:
@@ -117,8 +124,8 @@ def run(
     Workers are new processes by ``command``, or whatever ``start`` begins. ``is_stopped`` is asked again and again;
     once it says so the worker is killed and ``Stopped`` raised.
 
-    Raises ``WorkerError`` where a worker does not get ready, and where the default fails that others are set beside.
-    In a comparison there is one outcome, that of the second artifact.
+    Raises ``WorkerError`` where a worker does not get ready, ``DefaultFailed`` where the default fails that others are
+    set beside. In a comparison there is one outcome, that of the second artifact.
     """
     begin = start or partial(spawn, command=command)
     wanted = request.artifacts[1:] if request.compare else request.artifacts
@@ -129,14 +136,14 @@ def run(
         found, culprit = _one_worker(part, left, limit_s, begin, start_limit_s, is_stopped)
         checks |= {name: outcome.checked for name, outcome in found.items() if outcome.checked}
         if culprit in request.beside[:1]:
-            raise WorkerError(f"the default failed while others took turns with it: {found[culprit].error}")
+            raise DefaultFailed(f"the default failed while others took turns with it: {found[culprit].error}")
         if culprit:
             passed = tuple(name for name, checked in checks.items() if checked["ok"])
             beside = tuple(name for name in request.beside if name != culprit)
             request = request.model_copy(update={"passed": passed, "beside": beside})
         for name, outcome in found.items():
             if outcome.failure or (name in left and not culprit):
-                outcome.checked = checks.get(name)
+                outcome.checked, outcome.gpu = checks.get(name), request.device_index
                 done[name] = outcome
                 progress(outcome)
     return [done[name] for name in wanted]

@@ -17,6 +17,7 @@ from dsv4.tuner.model_calls import StepCalls
 from dsv4.tuner.model_jobs import model_jobs
 from dsv4.tuner.question import Settings
 from dsv4.tuner.tune_model import build_defaults, without_kernel
+from dsv4.tuner.worker import DefaultFailed, WorkerError
 from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
 
@@ -104,6 +105,32 @@ def test_a_wrong_default_is_told_and_the_others_go_on(cache):
     turns = run(cache, gpu, jobs=jobs)
     assert turns[0].failed and "y is off" in turns[0].told and turns[0].result is None
     assert turns[1].result is not None and turns[1].result.chosen
+
+
+def test_a_default_that_faults_later_is_told_and_the_others_go_on(cache):
+    class Faults(FakeGpu):
+        def __call__(self, request, **more):
+            if request.beside and "d4096" in self.builder.plans[request.beside[0]].name:
+                raise DefaultFailed("the default failed while others took turns with it: illegal access")
+            return super().__call__(request, **more)
+
+    turns = run(cache, Faults(FakeBuilder(cache), cost))
+    assert turns[0].failed and "illegal access" in turns[0].told
+    assert turns[1].result is not None and turns[1].result.chosen
+
+
+def test_without_a_worker_the_rest_is_not_reached_and_what_was_found_is_told(cache):
+    class Gone(FakeGpu):
+        def __call__(self, request, **more):
+            if any("d512" in self.builder.plans[name].name for name in request.artifacts):
+                raise WorkerError("the measuring worker did not get ready: no CUDA device")
+            return super().__call__(request, **more)
+
+    gpu = Gone(FakeBuilder(cache), cost)
+    turns = run(cache, gpu, jobs=[*jobs_on(cache)[:2], *jobs_on(cache)[:1]])
+    assert turns[0].result is not None and turns[0].result.chosen
+    assert turns[1].failed and "no CUDA device" in turns[1].told
+    assert turns[2].told == "not reached: no worker could be had before"
 
 
 def test_time_is_shared_out_by_share_and_ends_the_run(cache, monkeypatch):

@@ -41,7 +41,11 @@ SERVER = textwrap.dedent("""
                     os.abort()
                 if artifact == "raise":
                     raise RuntimeError("nobody caught this")
-                say("checked", artifact, ok=True, cases=1, findings=[])
+                if artifact == "fail":
+                    say("failed", artifact, error="out of memory")
+                    continue
+                is_right = artifact != "wrong"
+                say("checked", artifact, ok=is_right, cases=1, findings=[] if is_right else ["x: wrong by 1 %"])
             say("end")
         return 0
 
@@ -76,12 +80,39 @@ def wait_until(condition, limit_s: float = 20.0) -> bool:
     return condition()
 
 
-def test_one_server_forks_a_worker_for_each_request(server):
+def test_a_worker_in_which_nothing_went_wrong_takes_the_next_request(server):
     server("a", "b")
     outcomes, log = server("c")
     assert [outcome.failure for outcome in outcomes] == [None] and outcomes[0].device == "Fake GPU"
+    assert outcomes[0].gpu == 3
     (one, first, index), (other, second, _) = log
-    assert one == other and first != second and index == "3"
+    assert one == other and first == second and index == "3"
+
+
+@pytest.mark.parametrize("culprit", ["wrong", "fail"])
+def test_after_any_failure_the_next_request_has_a_worker_of_its_own(server, culprit):
+    (outcome, other), _ = server(culprit, "a")
+    assert outcome.failure and not other.failure
+    outcomes, log = server("b")
+    assert outcomes[0].failure is None
+    (one, first, _), (same, second, _) = log
+    assert one == same and first != second and wait_until(lambda: gone(first))
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(server):
+    _, [(_, pid, _)] = server("a")
+    os.kill(int(pid), signal.SIGKILL)
+    assert wait_until(lambda: gone(pid))
+    outcomes, log = server("b")
+    assert outcomes[0].failure is None and log[1][1] != pid
+
+
+def test_many_requests_of_any_size_are_answered_in_their_order(server):
+    for number in range(5):
+        names = [f"{number}-{'x' * 4000}-{each}" for each in range(40)]  # more than a pipe holds
+        outcomes, log = server(*names)
+        assert [outcome.artifact for outcome in outcomes] == names
+    assert len({pid for _, pid, _ in log}) == 1
 
 
 def test_what_ends_a_worker_costs_its_own_artifact_and_not_the_server(server):
@@ -115,7 +146,8 @@ def test_a_server_that_does_not_start_is_an_error_in_one_line_and_another_is_tri
         assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_left_of_a_tuner_that_was_killed(tmp_path: Path):
+@pytest.mark.parametrize("doing", ["hang", "idle"])
+def test_nothing_is_left_of_a_tuner_that_was_killed(tmp_path: Path, doing: str):
     script, log, owner = tmp_path / "server.py", tmp_path / "log", tmp_path / "owner.py"
     script.write_text(SERVER)
     owner.write_text(
@@ -124,7 +156,9 @@ def test_nothing_is_left_of_a_tuner_that_was_killed(tmp_path: Path):
         "from dsv4.tuner.prefork import Prefork\n"
         "from dsv4.tuner.protocol import Request\n"
         f"start = Prefork((sys.executable, {str(script)!r}, {str(log)!r}))\n"
-        "worker.run(Request(artifacts=('hang',), sizes=()), limit_s=300, start=start)\n"
+        f"worker.run(Request(artifacts=({doing!r},), sizes=()), limit_s=300, start=start)\n"
+        "import time\n"
+        "time.sleep(300)\n"
     )
     process = subprocess.Popen([sys.executable, str(owner)])
     assert wait_until(lambda: log.exists() and log.read_text().endswith("\n"), 60.0)

@@ -19,7 +19,7 @@ from dsv4.tuner.question import Settings
 from dsv4.tuner.spread import Spread
 from dsv4.tuner.sweep import sweep
 from dsv4.tuner.target import Target, ranked
-from dsv4.tuner.worker import Outcome, Stopped, WorkerError
+from dsv4.tuner.worker import DefaultFailed, Outcome, Stopped, WorkerError
 from tests.tuner.tuner_fakes import GPU, FakeBuilder, FakeGpu
 
 TARGET = Target("rms_norm", "sm_90a", dims={"d": 512}, pinned={"opt_level": 3})
@@ -78,6 +78,16 @@ def test_a_gpu_that_does_not_work_is_left_out_and_the_others_do_its_part():
     assert len(told) == 1 and "number 0" in told[0] and "does not compute" in told[0]
     spread(request("d", "e"), limit_s=1.0)
     assert len(gpus[0].asked) == 1 and gpus[1].asked[-1].artifacts == ("d", "e")
+
+
+def test_a_default_that_fails_is_no_fault_of_the_gpu():
+    def fails(request, **more):
+        raise DefaultFailed("the default failed while others took turns with it: x")
+
+    spread = Spread([fails, fails])
+    with pytest.raises(DefaultFailed):
+        spread(request("a"), limit_s=1.0)
+    assert spread.width == 2
 
 
 def test_without_a_gpu_that_works_the_error_is_raised():

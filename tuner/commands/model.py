@@ -129,7 +129,6 @@ def _tune(
         from dsv4.tuner.question import Settings, require_writable
         from dsv4.tuner.storage import open_storage
         from dsv4.tuner.view import watching
-        from dsv4.tuner.worker import WorkerError
     except ModuleNotFoundError as missing:
         raise UsageError(f"model needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
     first = tune_model.require_work(work)
@@ -150,13 +149,10 @@ def _tune(
     missing_kernels = tune_model.without_kernel(work)
     with progress_bar("defaults", len(missing_kernels)) as advance:
         tune_model.build_defaults(missing_kernels, builder, lambda one: advance(one.plan.name))
-    try:
-        turns = tune_model.tune_model(
-            work, settings, cache=cache, builder=builder, measure=means.measure, watching=watching,
-            storage=open_storage(storage) if storage else None,
-        )  # fmt: skip
-    except WorkerError as error:
-        raise CheckFailed(str(error)) from None
+    turns = tune_model.tune_model(
+        work, settings, cache=cache, builder=builder, measure=means.measure, watching=watching,
+        storage=open_storage(storage) if storage else None,
+    )  # fmt: skip
     cache.refresh()
     for job in work:
         job.look(cache, here)

@@ -122,6 +122,9 @@ def show(result: Result, device: str) -> None:
         f"failed; {result.ended}",
         highlight=False,
     )
+    if len(result.gpus) > 1:
+        told = ", ".join(f"{count} on GPU {index}" for index, count in result.gpus.items())
+        out.print(f"configurations that ran: {told}", highlight=False)
     out.print(f"default {result.default['us']:.2f} µs: {spelled(result.default['config'])}", highlight=False)
     out.print(f"best    {result.best['us']:.2f} µs: {spelled(result.best['config'])}", highlight=False)
     for each in result.winners:
