@@ -33,6 +33,7 @@ from dsv4.generator.build.loading import (
 )
 from dsv4.generator.build.messages import CompileFailed, one_line
 from dsv4.generator.build.ptx import SOURCE_NAME, entries, tmem_columns
+from dsv4.generator.build.tracing import forget_places, remember_places
 
 ADDRESS_SPACE_BYTES = 32 << 30
 READY = "ready"
@@ -52,6 +53,7 @@ def main() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     for module in ("cutlass.cute", "tvm_ffi"):  # now, so that a request's time limit is its compile's alone
         importlib.import_module(module)
+    remember_places()
 
     answers.write(f"{READY}\n")
     for line in sys.stdin:
@@ -85,6 +87,7 @@ def compile_request(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Everything that the manifest says about the compiled kernel, after writing its files into ``folder``."""
     started = time.monotonic()
     forget_device_modules()
+    forget_places()
     module = load_source((folder / SOURCE_NAME).read_text())
     target, compiled = compile_for_targets(module, folder, request)
     if changed := changed_device_module(request["devices"]):
