@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_varlen_sm100.py.j2 for op fmha_varlen on sm_100a. Do not edit.
 # dims: D=128
 # config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, q_tiles=2, column_split=1, exp2_emulated=0, softmax_registers=184, opt_level=2
-# spec sha256: 8ee3b15276c8cd9ad7cac55b4c0e5d68d78a3566fdd0a1a38cd3d8d9d45ca1ea
+# spec sha256: 546126af7edd841459bc5084584b4e7d6472226e46bd49e5003eb3aa4267b60c
 """Attention on sm_100 over sequences of any lengths: TMA and tcgen05, S, P and O in tensor memory.
 
 As fmha: a CTA works on 256 queries of one head of one sequence, which it finds on the device.

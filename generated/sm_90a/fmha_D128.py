@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_sm90.py.j2 for op fmha on sm_90a. Do not edit.
 # dims: D=128
 # config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, consumer_warpgroups=2, ping_pong=True, rescale_under_qk=True, persistent_ctas=132, opt_level=3
-# spec sha256: 5c699d183adc53f37fa4b3a494f1c2cf002509308aa60f899fe84f68789ebbc6
+# spec sha256: e900b30df1001bf108c8b481728c43f4501355baa0c769fb5467a048b92125b3
 """Attention forward for Hopper, head dimension 128: a load warp and 2 warpgroups that own 64 queries each.
 
 The load warp brings Q and a ring of 2 K and V tiles by TMA. The warpgroups compute S = Q·Kᵀ and O += P·V by wgmma

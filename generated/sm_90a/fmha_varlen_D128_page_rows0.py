@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_varlen_sm90.py.j2 for op fmha_varlen on sm_90a. Do not edit.
 # dims: D=128
 # config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, consumer_warpgroups=2, ping_pong=True, rescale_under_qk=True, persistent_ctas=132, opt_level=3
-# spec sha256: ca8f9922ee1763df9f7620874fad662435086c99f17c82ac98df38465638750c
+# spec sha256: 6d1451098e649e319197ee835f64e23f83608deebcd0a3c9f4a4b5b4e745b4e4
 """Attention forward for Hopper over sequences of any lengths, head dimension 128.
 
 As fmha: a load warp brings Q and a ring of 2 K and V tiles by TMA, 2 warpgroups own 64 queries each and

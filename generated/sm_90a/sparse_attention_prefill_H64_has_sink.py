@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_prefill_sm90.py.j2 for op sparse_attention_prefill on sm_90a. Do not edit.
 # dims: H=64
 # config: persistent_ctas=132, rescale_above=8, opt_level=3
-# spec sha256: 0cd7828687e19123f13bc1371e56ae40171bb669c48658d0024bcb36f65a2828
+# spec sha256: ea53b2f5440fffaf1c0ddc18956df3f132f94df3961399e7c44d24c1b180eadd
 """Prefilling attention for Hopper over gathered rows of bf16: 132 CTAs that work through the queries, 64 heads at a time.
 
 Four warps gather tiles of 64 keys and run ahead, over the ends of queries as well. One warpgroup makes the scores and
