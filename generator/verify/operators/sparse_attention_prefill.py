@@ -28,8 +28,8 @@ NUMBERS = ("lse", "max_logits")
 def _shapes(config: dict[str, Scalar]) -> list[Shape]:
     every_length = (0, -3, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 400, 1 << 30)
     many = int(config["persistent_ctas"]) + 4
-    # CTAs that have a second query find a place for its Q in each slot of the ring, one where a tile was before; and one
-    # finds a place for a tile where Q was.
+    # CTAs that have a second query find a place for its Q in each slot of the ring, one where a tile was before; one of
+    # them finds a place for a tile where Q was.
     some_lengths = [(0, 1, 64, 65, 200, 0, 128)[number * number % 7] for number in range(many)]
     return [
         Shape("one key", 1, 1, (1, 0)),
