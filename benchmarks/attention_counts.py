@@ -34,7 +34,8 @@ Written by `python -m benchmarks.attention_counts --write` from the cost model's
 **Nothing here was measured, and no kernel for sm_100a has run on a chip.** Of one CTA, for one tile of its keys: bytes
 through the SM's port to the L2; cycles of an SM at 8,192 FLOP of bf16, 16 exponentials, 128 bytes of shared memory and
 4 warp instructions a cycle (those of the correction as if some row's maximum grew in every tile). The most cycles of a
-row are its limit if everything overlaps. Defaults but for what is named.
+row are its limit if everything overlaps. Up to 32 heads heads are columns of the products, whose operands the tensor
+cores wait for: their cycles are those of shared memory that these take. Defaults but for what is named.
 
 """
 
@@ -66,7 +67,9 @@ def kernels() -> dict[str, KernelPlan]:
 
     packed: dict[str, Scalar] = {"cache": "kv_fp8_aligned"}
     return {
-        "decode, 64 heads, packed": decode(64, packed),
+        **{f"decode, {heads} heads, packed": decode(heads, packed) for heads in (8, 16, 32, 64)},
+        "16 heads filled up to 64 (`heads_as_rows`)": decode(16, packed, operand_order="heads_as_rows"),
+        "decode, 16 heads, bf16": decode(16, {"cache": "plain"}),
         "decode, 64 heads, bf16": decode(64, {"cache": "plain"}),
         "decode, 128 heads, packed": decode(128, packed),
         "the same in pairs (`cta_group` 2)": decode(128, packed, cta_group=2),
@@ -81,7 +84,7 @@ def tile_of(kernel: KernelPlan) -> Tile:
     ctas, found = QUERIES, []
     for tiles in (FEW_TILES, MORE_TILES):
         if kernel.op == "sparse_attention_decode":
-            keys, ctas = 64, QUERIES * kernel.dims["H"] // 64
+            keys, ctas = 64, QUERIES * -(-kernel.dims["H"] // 64)
             sizes = {"B": QUERIES, "Q": 1, "K0": tiles * keys, "K1": 0, "PT": 0, "page1": 1}
         else:
             keys, ctas = int(kernel.config["tile_n"]), QUERIES * int(kernel.config["column_split"])

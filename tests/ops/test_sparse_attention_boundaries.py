@@ -36,6 +36,7 @@ Wanted = tuple[str, str, int, dict[str, Scalar], dict[str, Scalar]]
 KERNELS: dict[str, Wanted] = {
     "sm_90a, few heads": (DECODE, "sm_90a", 8, ROWS, {"splits": 2}),
     "sm_100a, gather4": (DECODE, "sm_100a", 64, {**ROWS, **FOUR}, {"splits": 1}),
+    "sm_100a, few heads": (DECODE, "sm_100a", 16, {**ROWS, **FOUR}, {"splits": 2}),
 }
 ON_SM_90A: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
     "window": (64, WINDOW, {"splits": 1}),
@@ -56,7 +57,11 @@ ON_SM_100A: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
     "rows": (128, ROWS, {"splits": 4}),
     "pages, by the batch": (64, PAGES, {}),
     "bf16 window": (64, {**WINDOW, "cache": "plain"}, {"splits": 2}),
-    "bf16 rows": (5, BF16, {}),
+    "bf16 rows": (5, BF16, {"operand_order": "heads_as_rows"}),
+    "few heads, window": (32, {**WINDOW, **FOUR}, {"splits": 1}),
+    "few heads, rows by the batch": (8, ROWS, {}),
+    "few heads, pages": (16, {**PAGES, **FOUR}, {"splits": 8}),
+    "few heads, bf16": (24, BF16, {"splits": 4}),
     "gather4, window": (64, {**WINDOW, **FOUR}, {"splits": 8}),
     "gather4, rows by the batch": (128, {**ROWS, **FOUR}, {}),
     "gather4, pages": (64, {**PAGES, **FOUR}, {"splits": 1}),
@@ -87,6 +92,8 @@ FAR = (
     "sm_100a, gather4",
     "sm_100a, rows",
     "sm_100a, bf16 rows",
+    "sm_100a, few heads",
+    "sm_100a, few heads, bf16",
 )
 
 
@@ -141,8 +148,8 @@ def test_every_number_of_tiles_and_lengths_around_them(built: dict[str, BuildRes
 
 @pytest.mark.parametrize("queries", range(1, 9))
 def test_one_to_eight_queries_a_request(built: dict[str, BuildResult], queries: int) -> None:
-    """The odd numbers by one kernel, the even ones by the other; requests lie apart in memory."""
-    result = built[list(KERNELS)[queries % 2]]
+    """By one kernel after another; requests lie apart in memory."""
+    result = built[list(KERNELS)[queries % len(KERNELS)]]
     shape = Shape(f"s_q {queries}", 2, queries, (65, 3), gap=8, lengths=(65, 2))
     assert findings(result, [case_of(result, shape)], ("late",)) == []
 

@@ -24,6 +24,7 @@ PAGES: dict[str, Scalar] = {"extra": "pages", "has_length0": True, "has_sink": T
 NARROW: dict[str, Scalar] = {"q_tmem_columns": 256, "pv_n_tile": 128}
 ALIGNED: dict[str, Scalar] = {"cache": "kv_fp8_aligned"}
 PAIR: dict[str, Scalar] = {"cta_group": 2}
+FILLED_UP: dict[str, Scalar] = {"operand_order": "heads_as_rows"}  # not the default up to 32 heads
 Wanted = tuple[int, dict[str, Scalar], dict[str, Scalar]]
 # heads, flags, configuration
 CONFIGURATIONS: dict[str, Wanted] = {
@@ -34,14 +35,14 @@ CONFIGURATIONS: dict[str, Wanted] = {
 SWEEP: dict[str, Wanted] = {
     **{f"{heads} heads, {n} splits": (heads, ALL, {"splits": n}) for heads in (64, 128) for n in (0, 1, 8)},
     "window only": (64, {"has_sink": False, "has_max": True}, {"splits": 1, **NARROW}),
-    "few heads": (5, {**ALL, "pdl": True}, {"splits": 4, "q_tmem_columns": 256}),
+    "few heads": (5, {**ALL, "pdl": True}, {**FILLED_UP, "splits": 4, "q_tmem_columns": 256}),
     "pages of a request": (64, PAGES, {"splits": 4, "opt_level": 2}),
-    "pages of a request, alone": (16, PAGES, {"splits": 1}),
+    "pages of a request, alone": (16, PAGES, {**FILLED_UP, "splits": 1}),
     **{f"gather4, {n} splits": (64, {**ALL, **ALIGNED}, {"splits": n}) for n in (0, 1, 8)},
-    "gather4, few heads": (5, {**ALL, **ALIGNED, "pdl": True}, {"splits": 4, "q_tmem_columns": 256}),
+    "gather4, few heads": (5, {**ALL, **ALIGNED, "pdl": True}, {**FILLED_UP, "splits": 4, "q_tmem_columns": 256}),
     "gather4, window only": (64, {**ALIGNED, "has_max": True}, {"splits": 1, **NARROW}),
     "gather4, pages of a request": (64, {**PAGES, **ALIGNED}, {"splits": 4, "opt_level": 2}),
-    "gather4, pages of a request, alone": (16, {**PAGES, **ALIGNED}, {"splits": 1}),
+    "gather4, pages of a request, alone": (16, {**PAGES, **ALIGNED}, {**FILLED_UP, "splits": 1}),
     "aligned, row by row": (64, {**ALL, **ALIGNED}, {"splits": 1, "load": "bulk_row"}),
     **{f"pair, {n} splits": (128, {**ALL, **ALIGNED}, {**PAIR, "splits": n}) for n in (0, 1, 4)},
     "pair, row by row": (128, ALL, {**PAIR, "splits": 1}),
