@@ -21,8 +21,11 @@ CHECKED, MASS_ERROR = 16, 1e-4
 WAYS = {"all tokens": (0, 1.0), "top-k 50 top-p 0.9": (50, 0.9), "top-p 0.9": (0, 0.9)}
 
 
-def formula(way: int, logits: Any, temperature: Any, seed: Any, position: Any) -> Any:
-    """Tokens i64 [R] as one would write it in torch: only as much order among the logits as the way asks for."""
+def formula(way: int, logits: Any, temperature: Any, seed: Any, position: Any, tokens: Any) -> Any:
+    """Tokens i64 [R] as one would write it in torch: only as much order among the logits as the way asks for.
+
+    ``tokens`` i64 [V] counts from 0; made in here, the compiler would take it for 32 bits wide (2.11).
+    """
     import torch
 
     from dsv4.runtime.reference.sample import gumbel
@@ -31,7 +34,7 @@ def formula(way: int, logits: Any, temperature: Any, seed: Any, position: Any) -
     scaled = logits / temperature[:, None]
     seed, position = seed[:, None], position[:, None]
     if top_k == 0 and top_p == 1:
-        return (scaled + gumbel(seed, position, torch.arange(VOCABULARY, device=logits.device))).argmax(dim=-1)
+        return (scaled + gumbel(seed, position, tokens)).argmax(dim=-1)
     values, tokens = torch.topk(scaled, top_k) if top_k else torch.sort(scaled, dim=-1, descending=True)
     probability = torch.softmax(values, dim=-1)
     left = cumulative(probability) - probability < top_p
@@ -141,12 +144,15 @@ def ours(case: Case, *, pdl: bool) -> Call:
 
 
 def torch_compiled(case: Case) -> Call:
+    import torch
+
     way = int(case.sizes["way"])
     top_k, top_p = list(WAYS.values())[way]
     if top_k == 0 and top_p < 1 and int(case.sizes["R"]) > SORTED_ROWS:
         raise Unavailable(f"it sorts, which is measured up to {SORTED_ROWS} rows")
+    tokens = torch.arange(VOCABULARY, device="cuda")
     names = ("logits", "temperature", "seed", "position")
-    return compiled(functools.partial(formula, way), lambda s: tuple(s[name] for name in names))
+    return compiled(functools.partial(formula, way), lambda s: (*(s[name] for name in names), tokens))
 
 
 BENCHMARK = SampleBenchmark()

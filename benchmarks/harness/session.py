@@ -104,7 +104,7 @@ class LocalSession:
         """
         import torch
 
-        from benchmarks.harness.timing import calls_for, capture
+        from benchmarks.harness.timing import calls_for, capture, host_calls_for, host_us
 
         held_bytes = max(1, sum(value.nbytes for value in first.values() if hasattr(value, "nbytes")))
         most = min(CALLS_MAX, max(1 if held_bytes > ONE_SET_BYTES else 2, SETS_BYTES_MAX // held_bytes))
@@ -121,18 +121,18 @@ class LocalSession:
                 self.ready[name] = {
                     "cold": capture([partial(call, inputs) for inputs in own], keep=True),
                     "warm": capture([repeated] * calls_for(estimates_us[name], CALLS_MAX)),
-                    "host": repeated,
+                    "host": partial(host_us, repeated, host_calls_for(estimates_us[name])),
                 }
             except torch.OutOfMemoryError:
                 without_memory.append(name)
         return without_memory
 
     def sample(self, peer: str, mode: str) -> float:
-        from benchmarks.harness.timing import host_us, replay_us
+        from benchmarks.harness.timing import replay_us
 
         held = self.ready[peer][mode]
         if mode == "host":
-            return host_us(held)
+            return float(held())
         return replay_us(held, self.flush if mode == "cold" else held.graph.replay)
 
     def close_case(self) -> None:

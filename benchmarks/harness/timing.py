@@ -22,7 +22,10 @@ REPLAY_US = 2000.0
 """Length of one timed replay: the event's resolution (0.5 µs) and the start of the graph vanish in it."""
 FLUSH_BYTES_MIN = 64 << 20
 HOST_CALLS = 200
-"""Calls enqueued for one sample of the host's time: fewer than the driver's queue holds."""
+"""Calls enqueued for one sample of the host's time, at most: fewer than the driver's queue holds."""
+HOST_CALLS_MIN = 5
+HOST_SAMPLE_GPU_US = 20_000.0
+"""GPU time of these calls, which has to pass before the next sample."""
 
 
 @dataclass
@@ -91,12 +94,17 @@ def calls_for(estimated_us: float, at_most: int) -> int:
     return max(1, min(at_most, round(REPLAY_US / estimated_us)))
 
 
-def host_us(call: Callable[[], Any]) -> float:
-    """Microseconds of host time for one eager call: calls are enqueued one after the other, nothing is waited for."""
+def host_calls_for(estimated_us: float) -> int:
+    """Calls for one sample of the host's time, by the GPU time of one."""
+    return max(HOST_CALLS_MIN, min(HOST_CALLS, round(HOST_SAMPLE_GPU_US / estimated_us)))
+
+
+def host_us(call: Callable[[], Any], calls: int) -> float:
+    """Microseconds of host time for one eager call: ``calls`` are enqueued in a row, nothing is waited for."""
     torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(HOST_CALLS):
+    for _ in range(calls):
         call()
     elapsed = time.perf_counter() - start
     torch.cuda.synchronize()
-    return elapsed * 1e6 / HOST_CALLS
+    return elapsed * 1e6 / calls

@@ -152,3 +152,9 @@ def test_closing_a_case_lets_its_memory_go(session: LocalSession) -> None:
     session.open_case("small", 5)
     session.close_case()
     assert not session.ready
+
+
+@pytest.mark.parametrize(("gpu_us", "calls"), [(0.5, 200), (100.0, 200), (400.0, 50), (15_000.0, 5)])
+def test_a_sample_of_the_hosts_time_does_not_wait_long_for_the_gpu(gpu_us: float, calls: int) -> None:
+    """200 calls of 15 ms would take 3 s, in every round and for every peer."""
+    assert timing.host_calls_for(gpu_us) == calls
