@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention_kinds import LONG_CASES, attention_kernels
+from benchmarks.attention_kinds import attention_kernels, long_cases
 from benchmarks.emulator_seeds import ALL
 from benchmarks.harness.check_file import check_path, head
 from benchmarks.harness.result import replace_text
@@ -111,7 +111,7 @@ def run_kernel(
 ) -> dict[str, Any]:
     """All mutations of one kernel, as plain data for the result file; with ``few`` over small and long cases only."""
     if few:
-        whole = subject(artifact, schedules=ATTENTION_SCHEDULES, wide=False, more=LONG_CASES[artifact.manifest.op])
+        whole = subject(artifact, schedules=ATTENTION_SCHEDULES, wide=False, more=long_cases(artifact.manifest))
     else:
         whole = subject(artifact)
     chosen = whole.mutations()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,6 +25,7 @@ from dsv4.generator.verify import registry
 from dsv4.generator.verify.case import Case
 from dsv4.generator.verify.early import prior_tensors
 from dsv4.generator.verify.emulator import SCHEDULES, WRONG_VALUES, EmulatedObject
+from dsv4.generator.verify.kernel_texts import alone, kernel_at
 from dsv4.generator.verify.operators import fmha
 from dsv4.generator.verify.run import run_case
 from dsv4.runtime.artifact import Manifest
@@ -73,7 +74,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel to be mutated: its object, its text, and the runs (case, schedule) that it is tried in, in order."""
+    """A kernel to be mutated: its object, its text, and the runs (case, schedule) that it is tried in, in order.
+
+    ``launched``: by a case's name, the kernels of the text that it launches; of one that is not there, any may be.
+    """
 
     manifest: Manifest
     made: Object
@@ -81,18 +85,34 @@ class Subject:
     runs: tuple[tuple[Case, str], ...]
     sources: Sources
     max_instructions: int
+    launched: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.manifest.name
 
     def mutations(self) -> list[Mutation]:
-        """Of every kernel in the text; where it holds several, ids begin with the kernel's number."""
+        """Of every kernel in the text that a run launches; where the text holds several, ids begin with its number."""
         names = list(parse(self.text).entries)
-        made = [mutations(self.text, kernel=name, sources=self.sources) for name in names]
         if len(names) == 1:
-            return made[0]
-        return [replace(each, id=_numbered(each.id, n)) for n, of_kernel in enumerate(made) for each in of_kernel]
+            return mutations(self.text, kernel=names[0], sources=self.sources)
+        made = []
+        for number, name in enumerate(names):
+            if self.runs_of(name) or not self.runs:
+                found = mutations(self.text, kernel=name, sources=self.sources)
+                made += [replace(each, id=_numbered(each.id, number)) for each in found]
+        return made
+
+    def runs_of(self, kernel: str) -> list[tuple[Case, str]]:
+        """The runs that launch this kernel of the text."""
+        return [(case, name) for case, name in self.runs if kernel in self.launched.get(case.name, (kernel,))]
+
+    def texts(self, mutation: Mutation) -> tuple[str, tuple[Text, ...]]:
+        """The mutated kernel's name, and the texts to run: of several kernels it alone, and the whole as it was, which
+        the emulating process reads but once."""
+        name, changed = kernel_at(self.text, mutation.start), mutation.apply(self.text)
+        only = alone(changed, name)
+        return name, (Text(only),) if only == changed else (Text(only), Text(self.text))
 
     def kernel(self, made: Object, client: Client, *, threads: int) -> EmulatedObject:
         """A compiled form of the kernel, to be called. One with PDL finds its tensors in use by the launch before."""
@@ -164,7 +184,7 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
         runs += [(every[number], name) for number in more for name in names[:2]]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
-    most = 1
+    most, launched = 1, {}
     with Client() as client:
         kernel = whole.kernel(made, client, threads=0)
         for case, name in runs:
@@ -173,7 +193,8 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
                 raise ValueError(f"{manifest.name}: the unmutated kernel has a finding: {found[1]}")
             assert kernel.report is not None
             most = max(most, kernel.report.stats["instructions"])
-    return replace(whole, max_instructions=most * INSTRUCTION_FACTOR)
+            launched[case.name] = frozenset(launch.kernel for launch in kernel.report.launches)
+    return replace(whole, max_instructions=most * INSTRUCTION_FACTOR, launched=launched)
 
 
 def _look(
@@ -196,10 +217,10 @@ def _look(
 
 def attempt(whole: Subject, mutation: Mutation, client: Client, *, threads: int = 0) -> Trial:
     """Run the mutated kernel in the subject's runs until something is found."""
-    text = Text(mutation.apply(whole.text))  # without the cubin, which is the unmutated kernel's
-    kernel = whole.kernel(replace(whole.made, texts=(text,)), client, threads=threads)
+    name, texts = whole.texts(mutation)  # without the cubin, which is the unmutated kernel's
+    kernel = whole.kernel(replace(whole.made, texts=texts), client, threads=threads)
     began, runs = time.monotonic(), 0
-    for case, schedule in whole.runs:
+    for case, schedule in whole.runs_of(name):
         runs += 1
         found = _look(whole, kernel, case, schedule)
         if found is not None:
