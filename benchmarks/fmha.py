@@ -37,7 +37,7 @@ class FmhaBenchmark:
         self._expected: tuple[Any, Any] = (None, None)
 
     def cases(self) -> list[Case]:
-        """The reference shape four times, then grouped heads, long and short sequences, one query against many keys."""
+        """The reference shape four times, then grouped heads, long and short sequences, one query, 256 columns."""
         square = [make_case(4, 4096, 4096, 32, 32, width, causal) for width in (128, 64) for causal in (False, True)]
         others = [
             make_case(2, 4096, 4096, 32, 8, 128, True),
@@ -46,6 +46,9 @@ class FmhaBenchmark:
             make_case(16, 512, 512, 32, 32, 128, False),
             make_case(1, 128, 128, 8, 8, 64, False),
             make_case(32, 1, 4096, 32, 8, 128, False),
+            make_case(4, 4096, 4096, 16, 16, 256, False),
+            make_case(4, 4096, 4096, 16, 16, 256, True),
+            make_case(8, 1000, 3000, 16, 4, 256, False),
         ]
         return square + others
 

@@ -1,6 +1,7 @@
 """Write the tables of the README and of docs/measured.md from dated results: ``python -m benchmarks.readme_tables``.
 
-A table stands between ``<!-- tables: OP -->`` and ``<!-- /tables -->``. For each device the newest result of the
+A table stands between ``<!-- tables: OP -->`` and ``<!-- /tables -->``, that of all operators between ``<!-- overview
+-->`` and ``<!-- /overview -->``, which has its picture in docs/measured.svg. For each device the newest result of the
 operator that is not void is taken. Without --write the files are compared with what would be written: exit code 1 if
 one differs.
 """
@@ -15,11 +16,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks import overview
 from benchmarks.harness.result import RESULTS, read
 
 README = Path(__file__).parent.parent / "README.md"
 MEASURED = README.parent / "docs" / "measured.md"
 SECTION = re.compile(r"(<!-- tables: (?P<op>\w+) -->\n)(?P<body>.*?)(<!-- /tables -->)", re.DOTALL)
+OVERVIEW = re.compile(r"(<!-- overview -->\n)(?P<body>.*?)(<!-- /overview -->)", re.DOTALL)
+PICTURE = MEASURED.with_suffix(".svg")
 MODES = ("cold", "warm")
 
 
@@ -109,9 +113,16 @@ def row(cells: Iterable[str]) -> str:
 
 def rewritten(readme: str, folder: Path) -> str:
     """``readme``, a file's text, with every marked section written anew. Raises ``ValueError`` where there is none."""
-    if not SECTION.search(readme):
+    if not SECTION.search(readme) and not OVERVIEW.search(readme):
         raise ValueError("found no section <!-- tables: OP --> … <!-- /tables -->; valid: at least one")
+    readme = OVERVIEW.sub(lambda match: match[1] + overview.table(standings(folder)) + match[3], readme)
     return SECTION.sub(lambda match: match[1] + tables(newest(folder, match["op"])) + match[4], readme)
+
+
+def standings(folder: Path) -> list[overview.Standing]:
+    """Of every operator's newest results, those that have a peer."""
+    found = [overview.standing(*each) for ops in overview.GROUPS.values() for op in ops for each in newest(folder, op)]
+    return [each for each in found if each is not None]
 
 
 def run(
@@ -122,13 +133,18 @@ def run(
     """Write the tables from the newest dated results, or say whether they are up to date."""
     err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     stale = False
+    texts: dict[Path, tuple[str, str]] = {}
     for path in readme or (README, MEASURED):
         text = path.read_text(encoding="utf-8")
         try:
-            wanted = rewritten(text, folder)
+            texts[path] = text, rewritten(text, folder)
         except ValueError as error:
             err.print(f"{path.name}: {error}")
             raise typer.Exit(1) from None
+    if not readme:
+        drawn = PICTURE.read_text(encoding="utf-8") if PICTURE.exists() else ""
+        texts[PICTURE] = drawn, overview.picture(standings(folder))
+    for path, (text, wanted) in texts.items():
         if write:
             path.write_text(wanted, encoding="utf-8")
         elif wanted != text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -283,12 +284,18 @@ def _find_entry(
         _remember_layout(q.shape)
     batch, queries, heads, width = q.shape
     sizes = {"B": batch, "Sq": queries, "Sk": k.shape[1], "Hq": heads, "Hkv": k.shape[2]}
+    folds = queries == 1 and heads > k.shape[2] and sink is None
     request = dispatch.Request(
         OP,
         q.device,
         dims={"D": width},
         sizes=sizes,
-        variant={"causal": causal, "has_sink": sink is not None, "pdl": dispatch.current_settings().pdl},
+        # The only query sees every key.
+        variant={
+            "causal": causal and queries > 1,
+            "has_sink": sink is not None,
+            "pdl": dispatch.current_settings().pdl,
+        },
         empty=q.numel() == 0 or k.numel() == 0 or q.is_meta,
     )
 
@@ -302,10 +309,32 @@ def _find_entry(
         request,
         reference=torch.no_grad()(reference),
         empty=_no_keys,
-        adapt=lambda kernel: kernel.function,
+        adapt=lambda kernel: heads_as_queries(kernel.function) if folds else kernel.function,
         check=_check,
         check_values=_check_values,
     )
+
+
+def heads_as_queries(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` for one query a sequence: the heads that share a key head become queries of it.
+
+    They meet in one tile, which reads the keys once; one tile for each would read them Hq / Hkv times. Views only: q
+    and out [B, 1, Hq, D] become [B, Hq / Hkv, Hkv, D], lse [B, Hq, 1] becomes [B, Hkv, Hq / Hkv]. Where the heads of
+    lse are apart in memory its queries would be, which the kernel does not take: then nothing is folded.
+    """
+
+    def folded(q: Any, k: Any, v: Any, sink: None, out: Any, lse: Any, softmax_scale: float) -> None:
+        if lse.stride(1) != 1:
+            function(q, k, v, sink, out, lse, softmax_scale)
+            return
+        batch, kv_heads = q.shape[0], k.shape[2]
+        group = q.shape[2] // kv_heads
+        rows = (batch, group, kv_heads, q.shape[3])
+        q, out = (x.as_strided(rows, (x.stride(0), x.stride(2), group * x.stride(2), 1)) for x in (q, out))
+        lse = lse.as_strided((batch, kv_heads, group), (lse.stride(0), group, 1))
+        function(q, k, v, sink, out, lse, softmax_scale)
+
+    return folded
 
 
 def _no_keys(q: Any, k: Any, v: Any, sink: Any, out: torch.Tensor, lse: torch.Tensor, softmax_scale: float) -> None:
