@@ -1,7 +1,7 @@
 # Emitted from generator/templates/sampling/sample.py.j2 for op sample on sm_100a. Do not edit.
 # dims: V=129280
 # config: ctas=16, many_ctas=2, many_rows=32, threads=512, opt_level=2
-# spec sha256: 9031d9f463e0c065dee67ad6955411e74b5028c310fc82ef232bd492bee3aab5
+# spec sha256: c54f8572ab010c524c1cb43265aa12bcbc85f116426133cc4dd40402f691fac3
 """The next token of a row of 129280 logits, drawn by a cluster of 16 CTAs.
 Where rows are 32 or more, a cluster of 2 CTAs draws each.
 

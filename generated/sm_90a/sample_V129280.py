@@ -1,7 +1,7 @@
 # Emitted from generator/templates/sampling/sample.py.j2 for op sample on sm_90a. Do not edit.
 # dims: V=129280
 # config: ctas=16, many_ctas=2, many_rows=32, threads=512, opt_level=2
-# spec sha256: 90da537ccc831fda476c1c87e9d569f60371599d5b8181a652d6f27ee44897ed
+# spec sha256: 5ecbe642b4829fb8a8e42cb71466a295fa2cf5b4c76169656526d4f224ff47df
 """The next token of a row of 129280 logits, drawn by a cluster of 16 CTAs.
 Where rows are 32 or more, a cluster of 2 CTAs draws each.
 

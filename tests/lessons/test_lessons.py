@@ -20,7 +20,7 @@ from dsv4.generator.build.ptx import untaken_lines
 from dsv4.generator.lint import lint_source
 from dsv4.generator.ptx_checks import check_ptx
 from dsv4.generator.resources import KernelRequest, Refused, RoleRequest, TmemRequest, place
-from dsv4.generator.spec import default_plans, load_arch, plan
+from dsv4.generator.spec import default_plans, list_ops, load_arch, load_op
 from dsv4.generator.verify import cases, operators
 from dsv4.generator.verify.emulator import EmulatedObject
 from dsv4.generator.verify.run import bind
@@ -219,10 +219,8 @@ def test_14_a_pipeline_loop_that_python_unrolls_and_a_budget_for_the_compile() -
     assert lint_source(text.format("cutlass.range")) == []
     assert [finding.rule for finding in lint_source(text.format("cutlass.range_constexpr"))] == ["unrolled-pipeline"]
     # A compile that takes longer is killed: tests/generator/test_build.py, test_a_compile_that_hangs_is_killed_…
-    assert all(0 < plan(op, "sm_90a", dims=dims).compile_seconds_limit <= 180 for op, dims in PLANS)
-
-
-PLANS = [("fmha", {"D": 64}), ("rms_norm", {"d": 512})]
+    limits = [load_op(op).compile_seconds_limit for op in list_ops() if load_op(op).status == "ready"]
+    assert len(limits) > 20 and all(0 < limit <= 60 for limit in limits)
 
 
 def test_15_a_branch_that_is_not_taken_leaves_no_code(bench: Bench) -> None:
