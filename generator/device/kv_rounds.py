@@ -21,7 +21,7 @@ from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_TAIL_BYTES, row_ad
 
 
 class Work(NamedTuple):
-    """What CTA ``cta`` of ``ctas`` takes of ``items``: one in each round, every other full round in reversed order, so
+    """What CTA ``cta`` of ``ctas`` takes of ``items``: one in each round, every other round in reversed order, so
     that all CTAs have as many keys where those of the queries become more and more. Item i is query i // ``blocks`` of
     all requests' queries.
 
@@ -44,8 +44,13 @@ class Work(NamedTuple):
 def item_of(work: cutlass.Constexpr, turn: Int32) -> Int32:
     """The item of this CTA in round ``turn``; none below ``items`` after the last one."""
     first = turn * work.ctas
-    is_reversed = turn % 2 == 1 and first + work.ctas <= work.items
-    return first + (work.ctas - 1 - work.cta if is_reversed else work.cta)
+    place = work.cta
+    if turn % 2 == 1:
+        # From the back; a CTA beyond those that have one gets a number beyond all items.
+        place = cutlass.min(work.ctas, work.items - first) - 1 - work.cta
+        if place < 0:
+            place = work.ctas
+    return first + place
 
 
 @cute.jit
