@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.operator import Case, OperatorBenchmark
 from benchmarks.harness.result import RESULTS
-from benchmarks.kernels import recorded
+from benchmarks.kernels import Wanted, recorded
+from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.spec.errors import SpecError
-from dsv4.generator.spec.plan import plan
+from dsv4.generator.spec.plan import Planner
+from dsv4.runtime.tuned import inside
 from dsv4.tuner.cost.counts import count
 from dsv4.tuner.cost.fit import Point
 
@@ -28,9 +30,6 @@ LATER = {"swiglu_quant": {"two": False}}
 
 WRITTEN_ANEW = dict.fromkeys(("expert_offsets", "router_hash_many", "router_logits_many"), "2026-11-26T21:48")
 """Kernels that do their work in another way since: of files from before, the times are those of other kernels."""
-
-ROLES = ("mhc_pre", "mhc_head")
-"""Kernels whose warps have roles since, some of them for some sizes only; launches.yaml counts the form before."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,11 @@ def _of_file(file: str, result: Mapping[str, Any]) -> Iterator[Measured]:
         case = Case(item["label"], {**LATER.get(op, {}), **item["sizes"]})
         with recorded() as asked:
             peer.prepare(case)
-        sizes = {**_sizes(op, case)}
+        sizes = _sizes(op, case, asked)
         launches, left_out = [], ""
         for each in asked:
             dims = dict(each.dims)
-            kernel = plan(each.op, ARCH, dims=dims, variant=dict(each.variant))
-            if each.op in ROLES:
-                left_out = f"the roles of {each.op} are not described"
-                continue
+            kernel = _default(Planner(each.op, ARCH, dims=dims, variant=dict(each.variant)), sizes)
             if str(result["date"]) < WRITTEN_ANEW.get(each.op, ""):
                 left_out = f"measured before {each.op} was written anew"
                 continue
@@ -84,8 +80,17 @@ def _of_file(file: str, result: Mapping[str, Any]) -> Iterator[Measured]:
         yield Measured(file, point, top["empty_node_us"] + floor, left_out)
 
 
-def _sizes(op: str, case: Case) -> dict[str, int]:
-    """The sizes of the call, those included that the case leaves to its benchmark."""
+def _default(planner: Planner, sizes: Mapping[str, int]) -> KernelPlan:
+    """The default kernel that serves ``sizes``: that of a spec's bucket, or the one for all sizes."""
+    for kernel in planner.bucketed():
+        if inside(kernel.bucket, sizes):
+            return kernel
+    return planner.plan()
+
+
+def _sizes(op: str, case: Case, asked: Sequence[Wanted]) -> dict[str, int]:
+    """The sizes of the call, those included that the case leaves to its benchmark, which asks for the kernels
+    ``asked``."""
     sizes = {name: int(size) for name, size in case.sizes.items() if name not in NOT_SIZES}
     tokens = sizes.get("T", 0)
     if op == "compressor":
@@ -95,7 +100,11 @@ def _sizes(op: str, case: Case) -> dict[str, int]:
     if op == "router":
         from benchmarks.router import splits
 
-        sizes["S"] = splits(tokens, sizes["d"])
+        sizes["S"] = splits(tokens, sizes["d"], gemm=any(each.op == "router_logits_many" for each in asked))
+    if op == "sparse_attention_decode":
+        from benchmarks.sparse_attention_decode import lengths
+
+        sizes["mean1"] = round(sum(lengths(case)) / sizes["B"])
     if op == "router_choose":
         sizes["S"] = 1
     if op == "inverse_rope_quant":

@@ -92,3 +92,44 @@ def test_an_idle_memory_answers_sooner_than_a_busy_one():
     assert predict([idle], chip, c).parts["in_flight"] == pytest.approx(steps * c.trip_us, rel=0.1)
     busy = replace(idle, hbm_bytes=steps * c.latency_us * chip.hbm_bytes * c.hbm_share)
     assert predict([busy], chip, c).parts["in_flight"] == pytest.approx(steps * c.latency_us)
+
+
+def test_roles_share_a_pass_and_the_longer_of_their_time_and_of_a_stages_counts():
+    few, many = Target("mhc_pre", "sm_90a", dims={"d": 7168}), Target("mhc_pre", "sm_90a", dims={"d": 4096})
+    roles = one(many, {"T": 8192})
+    assert many.default().config["mixers"] == 8 and roles.turns == 74
+    assert roles.of_a_thread == 700  # what a projecting warp has before its passes; they lie in loop_cycles
+    busy = roles.instructions / (roles.ctas * 20)  # a warp's, on the average over 20 of a CTA
+    assert 0.4 * 74 * (167 + 396) < busy < 0.5 * 74 * (167 + 396) + 700
+    staged = [one(many, {"T": 8192}, stages=stages).loop_cycles for stages in (2, 4)]
+    assert staged[0] == pytest.approx(2 * staged[1], rel=0.01)
+    alone = one(few, {"T": 8192})  # comb is solved by the warp that owns, so that its passes wait
+    assert alone.loop_cycles > 1.5 * (2 * staged[1]) and one(many, {"T": 16}).loop_cycles == 0
+
+
+def test_an_lm_head_has_no_comb_to_wait_for():
+    pre, head = (one(Target(op, "sm_90a"), {"T": 16}) for op in ("mhc_pre", "mhc_head"))
+    assert pre.cycles == 3700 and head.cycles == 0 and head.mma_sync_flop < pre.mma_sync_flop / 2
+
+
+def test_lengths_even_out_among_the_queries_of_a_cta_but_not_below_the_longest():
+    target = Target("sparse_attention_decode", "sm_90a", variant={"extra": "rows"})
+    sizes = {"Q": 1, "K0": 128, "K1": 1024}
+    full, half = ({**sizes, "B": 64}, {**sizes, "B": 64, "mean1": 512})
+    assert one(target, full).mma_flop == one(target, half).mma_flop  # as long as the longest
+    assert one(target, half).hbm_bytes < 0.7 * one(target, full).hbm_bytes
+    many, less = ({**sizes, "B": 528}, {**sizes, "B": 528, "mean1": 512})
+    assert one(target, less).mma_flop == pytest.approx(10 / 18 * one(target, many).mma_flop)
+
+
+def test_ctas_of_padding_start_and_do_nothing():
+    target = Target("quantize", "sm_90a", variant={"format": "nvfp4", "scale_layout": "swizzled_128x4"})
+    few, all_rows = one(target, {"T": 1}), one(target, {"T": 128})
+    assert few.ctas == all_rows.ctas and few.instructions < all_rows.instructions / 50
+
+
+def test_few_routes_are_ranked_not_counted():
+    target = Target("expert_offsets", "sm_90a")
+    ranked, counted = one(target, {"T": 64, "SP": 4096}), one(target, {"T": 65, "SP": 4096})
+    assert ranked.instructions < counted.instructions and ranked.syncs < counted.syncs
+    assert one(target, {"T": 64, "SP": 4096}, ranked_routes=0).syncs == counted.syncs

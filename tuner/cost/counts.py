@@ -17,7 +17,7 @@ from dsv4.tuner.cost.launches import LaunchRule, chip_rates, launch_rules
 @dataclass(frozen=True)
 class LaunchCounts:
     """One launch. Totals are over all CTAs: bytes, FLOP, exponentials, ``instructions`` of warps
-    (``of_a_thread``: of one thread in its life).
+    (``of_a_thread``: of one thread in its life; where warps have roles, what one of them has beside its loop).
 
     ``resident`` CTAs fit an SM, ``slots`` the chip; the busiest SM has ``share`` of the work that is bound to an SM.
     ``waves``: rounds of CTAs. ``turns``: units of the busiest CTA. CTAs that leave at once count among ``ctas``, which
@@ -73,7 +73,7 @@ def _scope(plan: KernelPlan, sizes: Mapping[str, int]) -> dict[str, Value]:
     """Every name of the spec with its value, ``work`` included."""
     spec = load_op(plan.op)
     assumed = launch_rules(plan.op).assume
-    scope: dict[str, Value] = {**plan.dims, **plan.variant, **plan.config, **sizes, "sms": load_arch(plan.arch).sms}
+    scope: dict[str, Value] = {**plan.dims, **plan.variant, **plan.config, **sizes, **_of_chip(plan.arch)}
     for name, expression in assumed.items():
         if name not in scope:
             scope[name] = _value(expression, scope, f"launches.yaml: {plan.op}.assume.{name}")
@@ -82,6 +82,11 @@ def _scope(plan: KernelPlan, sizes: Mapping[str, int]) -> dict[str, Value]:
         for name, expression in expressions.items():
             scope[name] = _value(expression, scope, f"{plan.op}: {field}.{name}")
     return scope
+
+
+def _of_chip(arch: str) -> dict[str, int]:
+    chip = load_arch(arch)
+    return {"sms": chip.sms, "hbm_cycle_bytes": round(chip.rates["hbm"].value * 1e3 / chip_rates(arch).clock_ghz.value)}
 
 
 def _value(expression: Expression, scope: Mapping[str, Value], field: str) -> Value:
@@ -143,7 +148,7 @@ class _Launch:
             mma_flop=self.number("mma"),
             mma_sync_flop=self.number("mma_sync"),
             instructions=self.number("instructions") * at_work * self.budget.threads / 32,
-            of_a_thread=self.number("instructions"),
+            of_a_thread=self.number("instructions" if self.rule.longest is None else "longest"),
             in_flight=None if self.rule.in_flight is None else self.number("in_flight"),
             overlap=bool(self.number("overlap")),
             **given,

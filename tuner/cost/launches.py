@@ -35,6 +35,7 @@ class LaunchRule(Strict):
     exp2: Expr = ZERO
     smem_bytes: Expr = ZERO
     instructions: Expr
+    longest: Expr | None = None
     registers: Expr | None = None
     in_flight: Expr | None = None
     trips: Expr = ONE
