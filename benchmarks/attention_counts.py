@@ -34,8 +34,8 @@ Written by `python -m benchmarks.attention_counts --write` from the cost model's
 **Nothing here was measured, and no kernel for sm_100a has run on a chip.** Of one CTA, for one tile of its keys: bytes
 through the SM's port to the L2; cycles of an SM at 8,192 FLOP of bf16, 16 exponentials, 128 bytes of shared memory and
 4 warp instructions a cycle (those of the correction as if some row's maximum grew in every tile). The most cycles of a
-row are its limit if everything overlaps. Up to 32 heads heads are columns of the products, whose operands the tensor
-cores wait for: their cycles are those of shared memory that these take. Defaults but for what is named.
+row are its limit if everything overlaps. Up to 32 heads the heads are columns of the products, and the tensor cores
+wait for operands from shared memory: the cycles that these take count as theirs. Defaults but for what is named.
 
 """
 
@@ -68,6 +68,7 @@ def kernels() -> dict[str, KernelPlan]:
     packed: dict[str, Scalar] = {"cache": "kv_fp8_aligned"}
     return {
         **{f"decode, {heads} heads, packed": decode(heads, packed) for heads in (8, 16, 32, 64)},
+        "16 heads, K in shared memory (`k_operand` smem)": decode(16, packed, k_operand="smem"),
         "16 heads filled up to 64 (`heads_as_rows`)": decode(16, packed, operand_order="heads_as_rows"),
         "decode, 16 heads, bf16": decode(16, {"cache": "plain"}),
         "decode, 64 heads, bf16": decode(64, {"cache": "plain"}),

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 01a99394599e1d32f7ee8a7a344e41c89ff9be33c805350344e6c24b344ae2ec
+# spec sha256: 96a9ff1088faad755209e455c499bf346d2a7cdb0d7d9cde4459b769f83a9d41
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256

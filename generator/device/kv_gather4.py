@@ -44,10 +44,10 @@ class Matrix(NamedTuple):
     page_rows: Int32
 
 
-def pool_atom(pool: cute.Tensor, page: Int32) -> cute.CopyAtom:
+def pool_atom(pool: cute.Tensor, page: Int32, box_words: int = BOX_WORDS) -> cute.CopyAtom:
     """Host: the atom that holds the tensor map of ``pool``, u8 [pages, page bytes] with ``page`` rows a page.
 
-    Its stride is a multiple of 576. The map ends with the last row of the last page.
+    Its stride is a multiple of 576. The map ends with the last row of the last page. ``box_words``: of a row at a time.
     """
     rows = Int64(pool.shape[0] - 1) * (Int64(pool.stride[0]) // KV_BODY_BYTES) + Int64(page)
     words = cute.make_tensor(
@@ -55,8 +55,8 @@ def pool_atom(pool: cute.Tensor, page: Int32) -> cute.CopyAtom:
         cute.make_layout((rows, BOX_WORDS), stride=(BOX_WORDS, 1)),
     )
     # The copies themselves are written below: the atom is but the map, and that of a tile of one row is gather4's too.
-    one_row = cute.make_layout((1, BOX_WORDS), stride=(BOX_WORDS, 1))
-    atom, _ = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), words, one_row, (1, BOX_WORDS))
+    one_row = cute.make_layout((1, box_words), stride=(box_words, 1))
+    atom, _ = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), words, one_row, (1, box_words))
     return atom
 
 
@@ -77,16 +77,23 @@ def map_address(atom: cute.CopyAtom, full: cute.Pointer, *, loc=None, ip=None) -
 
 @dsl_user_op
 def gather_rows(
-    target: Int32, tensor_map: Int64, rows: tuple[Int32, Int32, Int32, Int32], barrier: Int32, *, loc=None, ip=None
+    target: Int32,
+    tensor_map: Int64,
+    rows: tuple[Int32, Int32, Int32, Int32],
+    barrier: Int32,
+    first_word: int = 0,
+    *,
+    loc=None,
+    ip=None,
 ) -> None:
-    """Start the copy of four whole rows of a matrix to the ``GROUP_BYTES`` at ``target``, a multiple of 128.
+    """Start the copy of four rows of a matrix, a box each from ``first_word`` on, to ``target``, a multiple of 128.
 
-    Rows outside the matrix become zeros and count too: the mbarrier at ``barrier`` expects ``GROUP_BYTES``.
+    Rows outside the matrix become zeros and count too: the mbarrier at ``barrier`` expects four boxes.
     """
     operands = [
         Int32(target).ir_value(loc=loc, ip=ip),
         Int64(tensor_map).ir_value(loc=loc, ip=ip),
-        *(Int32(number).ir_value(loc=loc, ip=ip) for number in (0, *rows)),
+        *(Int32(number).ir_value(loc=loc, ip=ip) for number in (first_word, *rows)),
         Int32(barrier).ir_value(loc=loc, ip=ip),
     ]
     form = "cp.async.bulk.tensor.2d.shared::cta.global.tile::gather4.mbarrier::complete_tx::bytes"

@@ -57,10 +57,13 @@ def q_to_shared(
     rows: cutlass.Constexpr[int],
     q_full: cute.Pointer,
     thread: Int32,
+    turned: cutlass.Constexpr[bool] = False,
 ):
     """``q`` [``heads``, 512] bf16 to shared memory at ``target``: ``rows`` rows, in swizzled blocks of 64 columns.
 
-    The rows from ``heads`` on become zeros. Two warpgroups call, ``thread`` is 0 … 255.
+    The rows from ``heads`` on become zeros. ``turned``: in the order of K in tensor memory (``kv_tmem_feed``): of the
+    four times four groups of four columns of a block, group (i, j) stands at (j, i). Two warpgroups call, ``thread`` is
+    0 … 255.
     """
     pieces = HEAD_DIM // 8  # of 16 bytes, a row
     for turn in cutlass.range(rows * pieces // (2 * WARPGROUP), unroll=4):
@@ -69,7 +72,14 @@ def q_to_shared(
         values = cute.make_rmem_tensor((4,), Uint32)
         values.fill(0)
         if row < heads:
-            load_global((q.iterator + row * q.stride[0] + 8 * piece).toint(), values)
+            place = q.iterator + row * q.stride[0]
+            if cutlass.const_expr(turned):
+                first = (piece >> 3) * 64 + (piece & 1) * 32 + (piece >> 1 & 3) * 4
+                for half in cutlass.range_constexpr(2):
+                    pair = cute.make_tensor(values.iterator + 2 * half, cute.make_layout(2))
+                    load_global((place + (first + 16 * half)).toint(), pair)
+            else:
+                load_global((place + 8 * piece).toint(), values)
         block = target + (piece >> 3) * (rows * ROW_BYTES) + row * ROW_BYTES
         store_shared(block + ((piece ^ row) & 7) * PIECE_BYTES, values)
     cute.arch.fence_view_async_shared()

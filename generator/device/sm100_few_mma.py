@@ -16,12 +16,14 @@ from dsv4.generator.device.sm100_few_heads import GROUP_ROWS, product_rows
 from dsv4.generator.device.sm100_half_mma import (
     GROUP_BYTES,
     HALF_LANE,
+    K_COLUMNS,
     K_ELEMENTS,
     ROWS,
     instruction,
     k_major,
     mn_major,
     multiply_shared,
+    multiply_tmem,
 )
 from dsv4.generator.device.sm100_sparse_decode import HEAD_DIM, TILE_KEYS
 from dsv4.generator.device.sm100_tmem import commit, fence_after_wait
@@ -52,8 +54,12 @@ def issue_scores(
     ring: cutlass.Constexpr,
     barriers: cutlass.Constexpr,
     slots: cutlass.Constexpr[int],
+    keys_tmem=None,
 ):
-    """Sᵀ = K·Qᵀ of each tile: ``heads`` columns of tensor memory from ``scores`` on. Q is at address ``smem_q``."""
+    """Sᵀ = K·Qᵀ of each tile: ``heads`` columns of tensor memory from ``scores`` on. Q is at address ``smem_q``.
+
+    ``keys_tmem``: address of K in tensor memory, of the slots in either half of the lanes; else the ring has it.
+    """
     cute.arch.mbarrier_wait(barriers.q_full, 0)
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
@@ -65,9 +71,12 @@ def issue_scores(
             kind = instruction(heads, transposed_b=False)
             for step in cutlass.range_constexpr(HEAD_DIM // K_ELEMENTS):
                 block, place = step // STEPS_OF_BLOCK, step % STEPS_OF_BLOCK * STEP_BYTES
-                keys = k_major(tile + block * BLOCK_BYTES + place)
                 queries = k_major(smem_q + block * (heads * ROW_BYTES) + place)
-                multiply_shared(target, keys, queries, kind, step > 0)
+                if cutlass.const_expr(keys_tmem is None):
+                    multiply_shared(target, k_major(tile + block * BLOCK_BYTES + place), queries, kind, step > 0)
+                else:
+                    keys = keys_tmem + slot * HALF_LANE + step * K_COLUMNS
+                    multiply_tmem(target, keys, queries, kind, step > 0)
         commit(barriers.scores_full + slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
 

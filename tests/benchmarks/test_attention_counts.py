@@ -15,6 +15,16 @@ def test_a_tile_of_64_heads_is_that_of_the_note_on_decoding() -> None:
     assert abs(tile.smem - 2430) < 5 and tile.limit == "shared memory"
 
 
+def test_a_tile_of_few_heads_is_worked_out_by_hand() -> None:
+    """Raw rows in and out, V in and out, Q and P as operands B, P in; without K in tensor memory K is read too."""
+    for heads, products in ((8, 8), (16, 4), (32, 4)):
+        tile = tile_of(kernels()[f"decode, {heads} heads, packed"])
+        smem = 2 * 64 * 576 + 2 * 65536 + 1024 * heads + (products + 1) * 128 * heads
+        assert (tile.smem, tile.exp2, tile.bytes) == (smem // 128, 4 * heads, 64 * 588)
+    in_smem = tile_of(kernels()["16 heads, K in shared memory (`k_operand` smem)"])
+    assert in_smem.smem - tile_of(kernels()["decode, 16 heads, packed"]).smem == 65536 // 128
+
+
 def test_a_pair_has_half_of_the_products_time_and_the_same_bytes() -> None:
     alone, pair = (
         tile_of(kernels()[name]) for name in ("decode, 128 heads, packed", "the same in pairs (`cta_group` 2)")

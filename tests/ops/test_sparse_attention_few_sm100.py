@@ -29,6 +29,7 @@ Wanted = tuple[int, dict[str, Scalar], dict[str, Scalar]]
 # heads, flags, configuration
 CONFIGURATIONS: dict[str, Wanted] = {
     "five heads, two splits": (5, {**FOUR, "pdl": True}, {"splits": 2}),
+    "K in shared memory": (16, FOUR, {"splits": 1, "k_operand": "smem"}),
     "rows of bf16": (24, PLAIN, {"splits": 1}),
     "32 heads": (32, FOUR, {"splits": 1}),
 }
@@ -36,6 +37,8 @@ SWEEP: dict[str, Wanted] = {
     **{f"{heads} heads, {n} splits": (heads, FOUR, {"splits": n}) for heads in (8, 16, 32) for n in (0, 1, 8)},
     "row by row": (16, {**ALL, "pdl": True}, {"splits": 2}),
     "aligned, row by row": (8, FOUR, {"splits": 1, "load": "bulk_row"}),
+    "K in shared memory, eight heads": (8, FOUR, {"splits": 2, "k_operand": "smem"}),
+    "K in shared memory, pages": (32, {**PAGES, "cache": "kv_fp8_aligned"}, {"splits": 1, "k_operand": "smem"}),
     "window only": (8, {"has_max": True, "cache": "kv_fp8_aligned"}, {"splits": 1}),
     "window only, row by row": (32, {"has_max": True}, {"splits": 1}),
     "twelve heads, pages of a request": (12, {**PAGES, "cache": "kv_fp8_aligned"}, {"splits": 4}),
@@ -76,10 +79,27 @@ def test_few_heads_are_columns_unless_asked_otherwise() -> None:
     ("heads", "columns", "taken"), [(5, 8, 64), (8, 8, 64), (16, 16, 128), (24, 24, 128), (32, 32, 256)]
 )
 def test_memory_is_that_of_as_many_heads_as_there_are(heads: int, columns: int, taken: int) -> None:
+    """``taken``: columns of tensor memory without K."""
     budget = plan(OP, ARCH, dims={"H": heads}).budget
     assert budget.tmem["O"].columns == GROUPS * columns and budget.tmem["S"].columns == columns
-    assert budget.tmem_columns == taken and "Q" not in budget.tmem
+    assert budget.tmem_columns == taken and not {"Q", "K"} & set(budget.tmem)
     assert budget.smem["sQ"].elements == columns * 512 and budget.smem["sP"].elements == 2 * columns * 64
+    with_keys = plan(OP, ARCH, dims={"H": heads}, variant=dict(FOUR)).budget
+    assert with_keys.tmem["K"].columns == 256 and with_keys.tmem_columns == 512
+    assert with_keys.smem_bytes == budget.smem_bytes  # but for mbarriers, in what the last 1024 bytes leave
+
+
+def test_k_is_in_tensor_memory_where_rows_come_by_gather4() -> None:
+    for flags, config, wanted in (
+        (FOUR, {}, "tmem"),
+        (FOUR, {"load": "bulk_row"}, "smem"),
+        (ALL, {}, "smem"),
+        (PLAIN, {}, "smem"),
+    ):
+        assert plan_of(16, flags, config).config["k_operand"] == wanted
+    assert plan_of(64, FOUR, {}).config["k_operand"] == "smem"
+    with pytest.raises(SpecError, match="k_operand"):
+        plan_of(16, ALL, {"k_operand": "tmem"})
 
 
 @pytest.mark.parametrize("heads", [8, 16, 24, 32])
@@ -110,7 +130,8 @@ def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scal
     """No padding to 64 heads, each product issued once, and the resources that the plan said."""
     builds.takes_what_was_predicted(result)
     made = builds.manifest(result)
-    assert made.used.tmem_columns == made.predicted.tmem_columns <= 256
+    from_tmem = made.config["k_operand"] == "tmem"
+    assert made.used.tmem_columns == made.predicted.tmem_columns
     (launch,) = made.launches
     assert launch.block == (448, 1, 1) and launch.cluster == (config.get("splits") or 1, 1, 1)
     text = builds.ptx(result)
@@ -119,10 +140,13 @@ def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scal
     rows = 128 if columns % 16 == 0 else 64
     assert text.count("tcgen05.mma.cta_group::1.kind::f16") == 512 // 16 + 512 // rows * 64 // 16
     assert instructions_of(text) == {(64, columns, 0, 0), (rows, columns, 1, 0)}
+    in_tmem = re.findall(r"tcgen05\.mma\.cta_group::1\.kind::f16\S* \[[^]]+\], \[", text)
+    assert len(in_tmem) == (512 // 16 if from_tmem else 0)
     assert text.count("tcgen05.ld.sync.aligned.16x256b") == len(load_pieces(columns))
+    assert text.count("tcgen05.st.sync.aligned.16x256b.x4") == (8 if from_tmem else 0)
     packed, four = flags.get("cache") != "plain", made.config["load"] == "gather4"
     assert text.count("cp.async.bulk.shared::cluster.global") == (4 if packed and not four else 0)
-    assert text.count("tile::gather4") == (4 if four else 0)
+    assert text.count("tile::gather4") == ((6 if from_tmem else 4) if four else 0)
     assert text.count("cp.async.cg.shared.global") == (0 if packed else 32)
 
 

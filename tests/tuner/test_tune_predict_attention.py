@@ -47,6 +47,10 @@ def test_a_tile_costs_what_the_notes_say():
     assert per_tile(one("sm_90a", 128, sizes, pair, cache="plain", **ROWS), 2 * tiles) == (2304, 2048)
     smem, products = per_tile(one("sm_100a", 64, sizes, **ROWS), tiles)
     assert smem == pytest.approx(2430, rel=0.01) and products == 4096  # half as much of twice as fast tensor cores
+    for heads, with_keys, without in ((8, 1736, 2248), (16, 1808, 2320), (32, 2016, 2528)):
+        few, few_by_row = (one("sm_100a", heads, sizes, cache=cache, **ROWS) for cache in ("kv_fp8_aligned", "kv_fp8"))
+        assert per_tile(few, tiles)[0] == with_keys and per_tile(few_by_row, tiles)[0] == without
+        assert few.mma_flop < few_by_row.mma_flop < one("sm_100a", 64, sizes, **ROWS).mma_flop
     smem, products = per_tile(one("sm_100a", 128, sizes, {"cta_group": 2}, **ROWS), 2 * tiles)
     assert smem == pytest.approx(1850, rel=0.01) and products == 2048
 
@@ -67,6 +71,7 @@ SPLIT = [  # arch, heads, requests, CTAs
     ("sm_90a", 128, 34, 68),
     ("sm_90a", 8, 16, 128),
     ("sm_100a", 64, 37, 148),
+    ("sm_100a", 8, 18, 144),
 ]
 
 
@@ -88,6 +93,13 @@ def test_what_was_foreseen_by_hand_is_ranked_so():
     assert us("sm_90a", 8, keys(64), {**few, "operand_order": "keys_as_rows"}, **ROWS) < us(
         "sm_90a", 8, keys(64), {**few, "operand_order": "heads_as_rows"}, **ROWS
     )
+    for heads in (8, 16, 32):
+        flags = {"cache": "kv_fp8_aligned", **ROWS}
+        filled_up, in_smem, default = (
+            us("sm_100a", heads, keys(64), config, **flags)
+            for config in ({"operand_order": "heads_as_rows"}, {"k_operand": "smem"}, None)
+        )
+        assert default < in_smem < filled_up
     for requests, is_better in ((1, False), (64, True)):  # a cluster of eight CTAs alone has half of a pair's tiles
         alone, pair = (us("sm_90a", 128, keys(requests, 1024), {"pair": number}, **ROWS) for number in (0, 1))
         assert (pair < alone) == is_better
