@@ -28,6 +28,7 @@ from dsv4.runtime.cache import Artifact
 from dsv4.runtime.loader import load
 from dsv4.runtime.tuned import Policy
 from dsv4.tuner import timing, turns
+from dsv4.tuner.agreement import Sample, require_agreement
 from dsv4.tuner.halving import survivors
 from dsv4.tuner.protocol import Event, EventKind, Request, Timing, score_us
 
@@ -165,9 +166,32 @@ class _Batch:
         kernels = {name: kernel for name, kernel in loaded.items() if kernel is not None}
         timings: dict[str, list[Timing]] = {name: [] for name in kernels}
         for place in range(len(self.request.sizes)):
-            found = self._time_at(place, {name: kernels[name] for name in timings}, rounds)
+            here = {name: kernels[name] for name in timings}
+            if rounds == self.request.rungs[0]:
+                here = self._agreeing(place, here)
+            found = self._time_at(place, here, rounds)
             timings = {name: [*timings[name], each] for name, each in found.items()}
         return {name: score_us(each) for name, each in timings.items()}
+
+    def _agreeing(self, place: int, kernels: dict[str, tuple[Kernel, Manifest]]) -> dict[str, tuple[Kernel, Manifest]]:
+        """Those that write at one of the sizes what the default writes; all where there is none."""
+        request, sizes = self.request, self.request.sizes[place]
+        if not request.beside:
+            return kernels
+        default = request.beside[0]
+        kernel, manifest = kernels[default]
+        values = workload(manifest.op, manifest.dims, manifest.variant, sizes, seed=request.seed, device=DEVICE)
+        sample = Sample(values, manifest.contract)
+        wanted = self._attempt(default, lambda name: sample.outcome(kernel, manifest.contract))
+        assert wanted is not None  # without a default the worker ends
+        where = " ".join(f"{name}={size}" for name, size in sizes.items())
+
+        def agrees(name: str) -> bool:
+            kernel, manifest = kernels[name]
+            require_agreement(sample.outcome(kernel, manifest.contract), wanted, where)
+            return True
+
+        return {name: each for name, each in kernels.items() if name == default or self._attempt(name, agrees)}
 
     def _time_at(self, place: int, kernels: dict[str, tuple[Kernel, Manifest]], rounds: int) -> dict[str, Timing]:
         """At one of the sizes; arguments and graphs are let go at the end."""
