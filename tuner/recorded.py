@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dsv4.generator.console import UsageError
-from dsv4.tuner.report import Report, Row
+from dsv4.tuner.peers import ResultFile
+from dsv4.tuner.report import Report, Row, importance_of, peers_of, placed
 from dsv4.tuner.tried import spelled
 
 RECORDED_SCHEMA = 1
@@ -35,8 +37,8 @@ def as_file(report: Mapping[str, Any], date: str, winners: Sequence[Mapping[str,
     }
 
 
-def read_report(path: Path) -> Report:
-    """The study in ``path``; of a report it has what a score and a replay look at. Raises UsageError."""
+def read_report(path: Path, peer_files: Sequence[ResultFile] | None = ()) -> Report:
+    """The study in ``path``, with peers from ``peer_files`` (None: those of a checkout). Raises UsageError."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         about = dict(raw["about"])
@@ -47,20 +49,23 @@ def read_report(path: Path) -> Report:
         raise UsageError(f"study: {path}: found no recorded sweep ({one_line(error)}); valid: {VALID}") from None
     if missing:
         raise UsageError(f"study: {path}: about: found no {missing[0]}; valid: {VALID}")
+    default = next((row for row in rows if row.config == about["default"]), None)
+    best = min((row for row in rows if row.us is not None), key=lambda row: row.us or 0.0, default=None)
+    importance, importance_missing = importance_of(rows)
     return Report(
         study=study,
         about=about,
         rows=rows,
-        default=next((row for row in rows if row.config == about["default"]), None),
-        best=min((row for row in rows if row.us is not None), key=lambda row: row.us or 0.0, default=None),
-        importance={},
-        importance_missing="it is not kept in a recorded sweep",
+        default=default,
+        best=best,
+        importance=importance,
+        importance_missing=importance_missing,
         refused=about.get("refused", {}),
-        failed={},
+        failed=dict(Counter(row.failure for row in rows if row.failure).most_common()),
         lost=0,
         gpu=gpu,
-        placed={},
-        peers=[],
+        placed=placed(about, default, best),
+        peers=peers_of(about, peer_files),
     )
 
 

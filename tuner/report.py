@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -123,10 +124,6 @@ def gather(storage: BaseStorage, name: str, peer_files: Sequence[ResultFile] | N
     default_row = next((row for row in rows if row.config == about.get("default")), None)
     best_row = next((row for row in rows if best is not None and row.config == best.config), None)
     importance, missing = _importance(told)
-    named = {"default": default_row, "best": best_row}
-    is_real = about.get("device", {}).get("name") not in (None, FAKE_DEVICE)
-    placed = {key: place(about, row.config, row.shapes_us) for key, row in named.items() if row is not None and is_real}
-    files = shipped(about["op"]) if peer_files is None and is_real else peer_files or ()
     return Report(
         study=name,
         about=about,
@@ -139,9 +136,28 @@ def gather(storage: BaseStorage, name: str, peer_files: Sequence[ResultFile] | N
         failed=dict(Counter(each.failure for each in tried if each.failure).most_common()),
         lost=sum(bool(trial.user_attrs.get("lost")) for trial in every),
         gpu=_gpu_ranges(tried),
-        placed={label: each for label, each in placed.items() if each},
-        peers=matching(about, files) if is_real else [],
+        placed=placed(about, default_row, best_row),
+        peers=peers_of(about, peer_files),
     )
+
+
+def is_measured(about: dict[str, Any]) -> bool:
+    """Whether a GPU's times are told, none that were made up."""
+    return about.get("device", {}).get("name") not in (None, FAKE_DEVICE)
+
+
+def placed(about: dict[str, Any], default: Row | None, best: Row | None) -> dict[str, list[Placement]]:
+    """Where the default and the best lie under the roofline; nothing of made-up times."""
+    named = {"default": default, "best": best}
+    found = {key: place(about, row.config, row.shapes_us) for key, row in named.items() if row and is_measured(about)}
+    return {label: each for label, each in found.items() if each}
+
+
+def peers_of(about: dict[str, Any], files: Sequence[ResultFile] | None) -> list[Peer]:
+    """Times of others at the same shapes in ``files`` (None: those of a checkout); none beside made-up times."""
+    if not is_measured(about):
+        return []
+    return matching(about, shipped(about["op"]) if files is None else files)
 
 
 def _row(number: int, tried: Tried) -> Row:
@@ -157,15 +173,37 @@ def _gpu_ranges(tried: Sequence[Tried]) -> dict[str, tuple[float, float]]:
 
 
 def _importance(trials: list[FrozenTrial]) -> tuple[dict[str, float], str | None]:
+    """Of a study's trials, as they were drawn. Those given up as slow count, too: a rough time is enough here."""
+    scores = {trial.number: trial.user_attrs["outcome"]["score_us"] for trial in trials}
+    return _ped_anova(
+        [
+            create_trial(params=trial.params, distributions=trial.distributions, value=scores[trial.number])
+            for trial in trials
+            if scores[trial.number] is not None
+        ]
+    )
+
+
+def importance_of(rows: Sequence[Row]) -> tuple[dict[str, float], str | None]:
+    """The same of rows of which it is not known how they were drawn: each tunable has the values that were tried."""
+    scored = [row for row in rows if row.us is not None]
+    values = {name: sorted({row.config[name] for row in scored}, key=repr) for name in (rows[0].config if rows else ())}
+    drawn = {name: CategoricalDistribution(choices) for name, choices in values.items() if len(choices) > 1}
+    return _ped_anova(
+        [
+            create_trial(params={name: row.config[name] for name in drawn}, distributions=dict(drawn), value=row.us)
+            for row in scored
+        ]
+    )
+
+
+def _ped_anova(scored: list[FrozenTrial]) -> tuple[dict[str, float], str | None]:
     """Each tunable's share in being among the fast ones (PED-ANOVA), or why there is none."""
-    scored = [trial for trial in trials if trial.user_attrs["outcome"]["score_us"] is not None]
     if len(scored) < SCORED_MIN:
         return {}, f"{len(scored)} configurations have times; {SCORED_MIN} are needed"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize")
-    for trial in scored:  # those given up as slow count, too: a rough time is enough here
-        value = trial.user_attrs["outcome"]["score_us"]
-        study.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
+    study.add_trials(scored)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.keep_spaces import kept
+from benchmarks.keep_spaces import SPACES, kept
 from dsv4.generator.cli import run as run_cli
 from dsv4.generator.console import UsageError
 from dsv4.tuner import cli
+from dsv4.tuner.page import page
 from dsv4.tuner.recorded import at_shape, by_shape, read_report
 from dsv4.tuner.replay import recording
 
@@ -96,3 +97,15 @@ def test_other_files_are_refused_in_one_line(text, tmp_path):
     with pytest.raises(UsageError, match="a file of benchmarks/results/spaces") as caught:
         read_report(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
+
+
+def test_a_recorded_sweep_has_a_whole_report():
+    path = SPACES / "2026-11-26_h100-80gb-hbm3_router.json"
+    found = read_report(path, None)
+    assert found.importance and found.importance_missing is None
+    assert {name: len(each) for name, each in found.placed.items()} == {"default": 3, "best": 3}
+    assert {peer.place for peer in found.peers} == {0, 1, 2} and all(peer.same_device for peer in found.peers)
+    made = page(found)
+    assert made.count("<svg") >= 7 and made.count("<script") == made.count('type="application/json"')
+    alone = read_report(path)
+    assert alone.peers == [] and alone.importance == found.importance

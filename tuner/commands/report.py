@@ -59,7 +59,7 @@ def gathered(
     study: str | None, op: str | None, arch: str | None, storage: str | None, peers: Sequence[Path] = ()
 ) -> Report:
     """The study that these options mean, with the peers in the files ``peers`` (none: those of a checkout); or the
-    recorded sweep in the file ``study``, which has no peers. Raises UsageError."""
+    recorded sweep in the file ``study``. Raises UsageError."""
     select.Selection(op, arch)
     try:
         from dsv4.tuner.peers import read_result
@@ -68,12 +68,13 @@ def gathered(
         from dsv4.tuner.storage import open_storage
     except ModuleNotFoundError as missing:
         raise UsageError(f"report needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
-    if study is not None and study.endswith(".json"):
-        return read_report(Path(study))
-    where = _where(storage, op, arch)
-    opened = open_storage(where)
     files = [read_result(path) for path in peers]
-    found = gather(opened, pick_study(opened, study, where), files or None)
+    if study is not None and study.endswith(".json"):
+        found = read_report(Path(study), files or None)
+    else:
+        where = _where(storage, op, arch)
+        opened = open_storage(where)
+        found = gather(opened, pick_study(opened, study, where), files or None)
     for path, result in zip(peers, files, strict=True):
         if result.op != found.about["op"]:
             raise UsageError(f"--peers: {path}: found results of {result.op}; valid: of {found.about['op']}")
