@@ -34,6 +34,8 @@ from dsv4.runtime.cache import Artifact
 FEW_SCHEDULES = 3
 """Races are found whatever the schedule, wrong values in one of the first: the others run over few cases."""
 ALL_SCHEDULES_CASES = 3
+FEW_CTAS = 9
+"""Up to so many there are queries enough for all of them in the cases of decoding attention, and for a second round."""
 ENDLESS, ERROR = "endless", "error"
 INSTRUCTION_FACTOR = 20
 """A mutated kernel may execute so many times the instructions of the unmutated one before it counts as endless."""
@@ -150,7 +152,15 @@ def other_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
 
 
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
-    """For fmha's persistent CTAs cases with two query tiles more than CTAs, over 2 and 3 key tiles; else none."""
+    """Cases with more work than CTAs, for CTAs that take one piece after another; else none.
+
+    For fmha two query tiles more, over 2 and 3 key tiles; for attention over gathered rows its own case with most
+    queries, in decoding where there are so few CTAs.
+    """
+    by_turns = manifest.config.get("splits") == 0 and int(manifest.config.get("split_ctas", 132)) < FEW_CTAS
+    if manifest.op == "sparse_attention_prefill" or (manifest.op == "sparse_attention_decode" and by_turns):
+        found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
+        return [max(found, key=lambda case: case.expected["out"].shape[0])]
     ctas = int(manifest.config.get("persistent_ctas", 0)) if manifest.op == "fmha" else 0
     if not ctas:
         return []

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import emulator_seeds as seeds
 from benchmarks import mutations as table
@@ -30,7 +31,7 @@ from dsv4.emulator.mutations import FAMILIES, Mutation
 from dsv4.emulator.sources import Sources
 from dsv4.generator.spec import default_plans, list_ops, load_op
 from dsv4.generator.verify.early import EARLY
-from dsv4.generator.verify.mutation_run import Subject, Trial
+from dsv4.generator.verify.mutation_run import Subject, Trial, wide_cases
 from dsv4.generator.verify.registry import operators
 
 MANIFEST = SimpleNamespace(
@@ -209,6 +210,17 @@ def test_every_kind_of_attention_over_gathered_rows_is_mutated() -> None:
     assert {each.variant["cache"] for each in made if each.arch == "sm_100a"} == {"kv_fp8", "kv_fp8_aligned", "plain"}
     assert {each.op for each in attention_kernels()} == {"sparse_attention_decode", "sparse_attention_prefill"}
     assert all(each.variant["pdl"] for each in attention_kernels())
+
+
+def test_ctas_that_take_one_query_after_another_do_so_under_drawn_schedules() -> None:
+    ops = set()
+    for each in attention_kernels():
+        for case in wide_cases(each):  # type: ignore[arg-type]
+            queries = case.inputs["q"]
+            assert isinstance(queries, torch.Tensor)
+            assert len(queries) > int(each.config.get("persistent_ctas") or each.config["split_ctas"])
+            ops.add(each.op)
+    assert ops == {"sparse_attention_decode", "sparse_attention_prefill"}
 
 
 def test_what_a_kernel_may_read_early_are_tensors_of_its_operator() -> None:
