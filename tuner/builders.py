@@ -125,7 +125,8 @@ class _Stopped(Exception):
 
 
 class Prebuilt:
-    """Takes what is in the cache and compiles nothing; the spec that a kernel was built from must be today's."""
+    """Takes what is in the cache and compiles nothing. The spec that a kernel was built from must be today's; of several
+    kernels of a configuration (templates change, too) it is the one that was built last."""
 
     def __init__(self, cache: KernelCache) -> None:
         self.cache = cache
@@ -137,7 +138,7 @@ class Prebuilt:
             config = artifact.manifest.config
             if set(config) == set(space.names) and space.nearest(config) == config:
                 plan = space.plan(config)
-                if not isinstance(plan, Refused) and _is_of(artifact, plan):
+                if not isinstance(plan, Refused) and plan.config not in found and _is_of(artifact, plan):
                     found.append(plan.config)
         return found
 

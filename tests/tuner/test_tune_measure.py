@@ -281,7 +281,7 @@ def test_prebuilt_kernels_are_found_by_what_they_are(tmp_path: Path):
 
     kept = (
         artifact(plans[0], plans[0].spec_sha256, {}), artifact(plans[1], old, {}),
-        artifact(plans[2], plans[2].spec_sha256, {"T": (0, 8)}),
+        artifact(plans[2], plans[2].spec_sha256, {"T": (0, 8)}), artifact(plans[0], plans[0].spec_sha256, {}),
     )  # fmt: skip
     cache = SimpleNamespace(root=tmp_path, artifacts=lambda op, arch: kept)
     prebuilt = builders.Prebuilt(cache)  # type: ignore[arg-type]
