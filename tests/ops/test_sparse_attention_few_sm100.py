@@ -172,6 +172,14 @@ def test_rising_maxima(built: dict[str, BuildResult], name: str) -> None:
     assert findings(built[name], [case_of(built[name], TILES)], ("late", "early")) == []
 
 
+@pytest.mark.parametrize("queries", range(1, 9))
+def test_one_to_eight_queries_a_request(built: dict[str, BuildResult], queries: int) -> None:
+    """Lengths of the window around one tile and around nothing; requests lie apart in memory."""
+    result = built["five heads, two splits"]
+    shape = Shape(f"s_q {queries}", 3, queries, (66, 130), gap=8, lengths=(65, -1, 64))
+    assert findings(result, [case_of(result, shape)], ("late",)) == []
+
+
 def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, BuildResult]) -> None:
     alone_and_again(built["five heads, two splits"], (3, 13))
 

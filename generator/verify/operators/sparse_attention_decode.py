@@ -300,6 +300,8 @@ def first_wrong(
         owner = f"columns of value warpgroup {column // 256}"
         if config.get("operand_order") == "keys_as_rows":
             owner = f"block {column // 64} of value warp {column % 64 // 16}"
+            if "k_operand" in config:  # sm_100a
+                owner = f"group {column // 128} of the correction's columns"
         owner = f"request {request}, query {query}, head {head}, {owner}"
         return "out", (request, query, head, column), owner + f", split {column * splits // KV_WIDTH} stores it"
     wrong = _wrong_lse(got["lse"].to(torch.float64), case.expected["lse"])
