@@ -101,7 +101,7 @@ class Bench:
                 rungs=halving.rungs(self.rounds) if prune and default else (self.rounds,),
                 policy=self.policy,
             )
-            found = self.measure(request, limit_s=self.limit_s, progress=self._record)
+            found = self.measure(request, limit_s=self.limit_s, progress=self.record)
             outcomes = {outcome.artifact: outcome for outcome in found}
         return [self._measured(one, outcomes.get(str(one.artifact)), kept_out.get(str(one.artifact))) for one in built]
 
@@ -144,7 +144,7 @@ class Bench:
             gpu=outcome.gpu,
         )
 
-    def _record(self, outcome: worker.Outcome) -> None:
+    def record(self, outcome: worker.Outcome) -> None:
         """Evidence beside the artifact: a check that was made, or a kernel that hung or faulted in it."""
         if not self.evidence:
             return

@@ -125,8 +125,8 @@ class _Stopped(Exception):
 
 
 class Prebuilt:
-    """Takes what is in the cache and compiles nothing. The spec that a kernel was built from must be today's; of several
-    kernels of a configuration (templates change, too) it is the one that was built last."""
+    """Takes what is in the cache and compiles nothing. The spec that a kernel was built from must be today's; of
+    several kernels of a configuration (templates change, too) it is the one that was built last."""
 
     def __init__(self, cache: KernelCache) -> None:
         self.cache = cache

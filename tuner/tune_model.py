@@ -21,7 +21,7 @@ from dsv4.tuner.builders import Builder, Built
 from dsv4.tuner.model_jobs import Job
 from dsv4.tuner.question import Settings
 from dsv4.tuner.seeds import in_turn, starts
-from dsv4.tuner.sweep import Result, Say, Watch, sweep
+from dsv4.tuner.sweep import GOES_ON, Result, Say, Watch, sweep
 from dsv4.tuner.tried import spelled
 from dsv4.tuner.worker import DefaultFailed, WorkerError
 
@@ -33,12 +33,14 @@ Watching = Callable[[str, Budget], AbstractContextManager[tuple[Say, Watch]]]
 
 @dataclass(frozen=True)
 class Turn:
-    """What became of a job, in words; ``result`` where it was swept; ``failed`` where its default is not right."""
+    """What became of a job, in words; ``result`` where it was swept; ``failed`` where its default is not right;
+    ``interrupted`` where somebody wanted the end meanwhile."""
 
     job: Job
     told: str
     result: Result | None = None
     failed: bool = False
+    interrupted: bool = False
 
 
 def title(job: Job) -> str:
@@ -100,9 +102,10 @@ def tune_model(
             turn = _turn(job, place, replace(settings, budget=budget), cache, builder, measure, watching, storage)
         except WorkerError as error:
             turn, ended = Turn(job, str(error), failed=True), "not reached: no worker could be had before"
+        except KeyboardInterrupt:  # beside a batch: while it is set up, or its winners are measured again
+            turn = Turn(job, f"interrupted: {GOES_ON}", interrupted=True)
         turns.append(turn)
-        result = turns[-1].result
-        if result is not None and result.interrupted:
+        if turn.interrupted:
             ended = "not reached: interrupted before"
     return turns
 
@@ -140,7 +143,8 @@ def _turn(
             cache.refresh()
             return Turn(job, str(failure), failed=True)
     cache.refresh()
-    return Turn(job, f"{result.why} ({result.tried} tried; {result.ended})", result)
+    told = f"{result.why} ({result.tried} tried; {result.ended})"
+    return Turn(job, told, result, interrupted=result.interrupted)
 
 
 def require_work(jobs: Sequence[Job]) -> Job:

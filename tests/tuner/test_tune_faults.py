@@ -89,18 +89,22 @@ def test_what_was_fast_by_accident_is_not_kept(cache):
     assert "0.980× as fast" in result.why
 
 
-def test_a_failure_at_the_last_comparison_keeps_nothing(cache):
+def test_a_failure_at_the_last_comparison_keeps_nothing_and_is_remembered(cache):
     gpu = FakeGpu(FakeBuilder(cache), cost)
 
     def measure(request, *, limit_s, progress=lambda outcome: None):
-        (*_, last) = outcomes = gpu(request, limit_s=limit_s, progress=progress)
-        if request.compare:
-            last.error = "AcceleratorError: an illegal memory access was encountered"
-        return outcomes
+        if not request.compare:
+            return gpu(request, limit_s=limit_s, progress=progress)
+        (outcome,) = gpu(request, limit_s=limit_s)
+        outcome.error = "AcceleratorError: an illegal memory access was encountered"
+        progress(outcome)
+        return [outcome]
 
     settings = Settings(GPU, SIZES, Budget(configurations=10_000), sampler="grid")
     result = sweep(TARGET, settings, cache=cache, builder=gpu.builder, measure=measure)
     assert not result.chosen and tuned(cache) == [] and "illegal memory access" in result.why
+    checked = read_evidence(cache.folder("rms_norm", "sm_90a", result.best["key"])).checks[-1]
+    assert not checked.ok and "illegal memory access" in checked.detail["findings"][0]
 
 
 def full(path: object) -> OSError:

@@ -96,6 +96,20 @@ def test_after_an_interrupt_the_same_command_goes_on(cache):
     assert measured > 0 and len(configs) == 12  # six of each kernel, none of them twice
 
 
+def test_an_interrupt_while_winners_are_measured_again_loses_no_turn(cache):
+    class Impatient(FakeGpu):
+        def __call__(self, request, **more):
+            if request.compare and any("d512" in self.builder.plans[name].name for name in request.artifacts):
+                raise KeyboardInterrupt
+            return super().__call__(request, **more)
+
+    turns = run(cache, Impatient(FakeBuilder(cache), cost))
+    assert turns[0].result is not None and turns[0].result.chosen and not turns[0].interrupted
+    assert turns[1].interrupted and "the same command goes on" in turns[1].told
+    turns = run(cache, FakeGpu(FakeBuilder(cache), cost))
+    assert turns[1].result is not None and turns[1].result.chosen and turns[1].result.tried == 6
+
+
 def test_a_wrong_default_is_told_and_the_others_go_on(cache):
     builder = FakeBuilder(cache)
     gpu = FakeGpu(builder, cost)

@@ -91,7 +91,7 @@ def tune_whole_model(
         print_json(model_view.turns_data(steps, turns))
     else:
         model_view.print_turns(turns)
-    if any(turn.result is not None and turn.result.interrupted for turn in turns):
+    if any(turn.interrupted for turn in turns):
         raise KeyboardInterrupt
     if failed := [turn for turn in turns if turn.failed]:
         raise CheckFailed(f"{len(failed)} of {len(turns)} kernels could not be tuned: {failed[0].told}")
