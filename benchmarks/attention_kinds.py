@@ -32,7 +32,7 @@ def long_cases(manifest: Manifest) -> tuple[int, ...]:
     """Numbers of cases with many tiles, and with many queries: in the small ones a ring comes round but once."""
     if manifest.op == "sparse_attention_prefill":
         return 4, 14
-    return (4, 5) if manifest.config["splits"] == 0 else (4,)
+    return (4, 5, 14) if manifest.config["splits"] == 0 else (4,)
 
 
 def attention_kernels() -> list[KernelPlan]:

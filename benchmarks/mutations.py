@@ -111,7 +111,10 @@ def run_kernel(
 ) -> dict[str, Any]:
     """All mutations of one kernel, as plain data for the result file; with ``few`` over small and long cases only."""
     if few:
-        whole = subject(artifact, schedules=ATTENTION_SCHEDULES, wide=False, more=long_cases(artifact.manifest))
+        by_turns = artifact.manifest.config.get("splits") == 0  # kernels whose only cases are the long ones
+        many = ATTENTION_SCHEDULES if by_turns else 2
+        more = long_cases(artifact.manifest)
+        whole = subject(artifact, schedules=ATTENTION_SCHEDULES, wide=False, more=more, more_schedules=many)
     else:
         whole = subject(artifact)
     chosen = whole.mutations()

@@ -154,13 +154,14 @@ def other_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     """Cases with more work than CTAs, for CTAs that take one piece after another; else none.
 
-    For fmha two query tiles more, over 2 and 3 key tiles; for attention over gathered rows its own case with most
+    For fmha two query tiles more, over 2 and 3 key tiles; for attention over gathered rows its own cases with more
     queries, in decoding where there are so few CTAs.
     """
     by_turns = manifest.config.get("splits") == 0 and int(manifest.config.get("split_ctas", 132)) < FEW_CTAS
     if manifest.op == "sparse_attention_prefill" or (manifest.op == "sparse_attention_decode" and by_turns):
         found = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config, seed=seed)
-        return [max(found, key=lambda case: case.expected["out"].shape[0])]
+        most = int(manifest.config.get("persistent_ctas", manifest.config.get("split_ctas", 0)))
+        return [case for case in found if case.expected["out"].shape[0] > most]
     ctas = int(manifest.config.get("persistent_ctas", 0)) if manifest.op == "fmha" else 0
     if not ctas:
         return []
@@ -173,10 +174,17 @@ def _fmha_case(manifest: Manifest, shape: fmha.Shape, seed: int) -> Case:
     return fmha.case_of(shape, manifest.dims, manifest.variant, generator, torch.device("cpu"))
 
 
-def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True, more: Sequence[int] = ()) -> Subject:
+def subject(
+    artifact: Artifact,
+    *,
+    schedules: int = SCHEDULES,
+    wide: bool = True,
+    more: Sequence[int] = (),
+    more_schedules: int = 2,
+) -> Subject:
     """The kernel of an artifact with its small cases: the first three run under all schedules, the others, and where
     ``wide`` the wide ones, under three; ``wide`` adds the operator's other cases, each under the first schedule. Those
-    with the numbers ``more`` are run under two in any case.
+    with the numbers ``more`` are run under ``more_schedules`` in any case.
 
     Raises ValueError where it has findings as it is: mutations would prove nothing then.
     """
@@ -191,7 +199,7 @@ def subject(artifact: Artifact, *, schedules: int = SCHEDULES, wide: bool = True
         runs += [(case, names[0]) for case in other_cases(manifest)]
     if more:
         every = registry.cases(manifest.op, manifest.dims, manifest.variant, config=manifest.config)
-        runs += [(every[number], name) for number in more for name in names[:2]]
+        runs += [(every[number], name) for number in more for name in names[:more_schedules]]
     made = from_artifact(artifact)
     whole = Subject(manifest, made, made.texts[0].ptx, tuple(runs), Sources([artifact.folder]), MAX_INSTRUCTIONS)
     most, launched = 1, {}

@@ -59,6 +59,7 @@ class Shape:
 
 def _shapes() -> list[Shape]:
     every_length = (0, -3, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 400, 1 << 30)
+    few_keys = tuple(13 * number % 64 + 1 if number % 4 == 0 else 0 for number in range(20))
     return [
         Shape("one key", 1, 1, (1, 1)),
         Shape("one tile, another page", 2, 1, (64, 64), (53, 2)),
@@ -74,6 +75,7 @@ def _shapes() -> list[Shape]:
         Shape("an infinite sink leaves nothing", 2, 1, (64, 64), sink=math.inf),
         Shape("a sink of minus infinity takes nothing", 2, 1, (64, 64), sink=-math.inf),
         Shape("a sink far above the scores", 2, 1, (65, 64), sink=30.0),
+        Shape("many queries of a tile in one segment, or of none", len(few_keys), 1, (64, 1), lengths=few_keys),
         Shape("no request", 0, 1, (128, 64)),
         Shape("no columns", 2, 1, (0, 0)),
     ]
