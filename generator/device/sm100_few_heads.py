@@ -29,7 +29,8 @@ GROUPS = 4
 """Of N columns of tensor memory that Oᵀ takes."""
 GROUP_ROWS = HEAD_DIM // GROUPS
 HEADS_STEP = 8
-"""Heads, the columns of a product of 64 rows, come in multiples of this; of one of 128 rows in multiples of twice."""
+"""Heads, the columns of a product of 64 rows, come in multiples of this, and here of one of 128 rows in multiples of
+twice as many: CUTLASS has both rules for those."""
 
 OUTPUT_BARRIER = 2
 """The named barrier of the correction's threads; that of the softmax's is ``sm90_few_heads.SCORE_BARRIER``."""
