@@ -86,9 +86,9 @@ def tune_whole_model(
         else:
             model_view.print_plan(steps, work, here)
         return
-    turns = _tune(work, cache, limits, loss, storage, jobs, seed, limit_s, gpus, prebuilt, measure)
+    tuned_on, turns = _tune(work, cache, limits, loss, storage, jobs, seed, limit_s, gpus, prebuilt, measure)
     if json:
-        print_json(model_view.turns_data(steps, turns))
+        print_json({"device": tuned_on, **model_view.turns_data(steps, turns)})
     else:
         model_view.print_turns(turns)
     if any(turn.interrupted for turn in turns):
@@ -123,7 +123,8 @@ def _tune(
     gpus: str,
     prebuilt: bool,
     measure: str,
-) -> list[Turn]:
+) -> tuple[str, list[Turn]]:
+    """The device's name, and what became of each of ``work``."""
     try:
         from dsv4.tuner import tune_model
         from dsv4.tuner.question import Settings, require_writable
@@ -156,4 +157,4 @@ def _tune(
     cache.refresh()
     for job in work:
         job.look(cache, here)
-    return turns
+    return here.name, turns
