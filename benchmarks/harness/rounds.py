@@ -73,7 +73,7 @@ def measure(
     """
     distinct = list({id(session): session for session in sessions.values()}.values())
     readings = [session.controls() for session in distinct]
-    results = []
+    results: list[CaseResult] = []
     for position, case in enumerate(cases):
         if position and not goes_on():
             break
