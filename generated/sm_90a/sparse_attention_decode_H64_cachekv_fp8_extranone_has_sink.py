@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 96a9ff1088faad755209e455c499bf346d2a7cdb0d7d9cde4459b769f83a9d41
+# spec sha256: dd253253959214d06561a9fb4aafad84442c97763be0280498457b7c2f04f8cb
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -694,7 +694,10 @@ def sparse_attention_decode_rounds_kernel(
         cute.arch.griddepcontrol_wait()
         cute.arch.griddepcontrol_launch_dependents()
 
-    work = kv_rounds.Work(cta, ctas, items, HEAD_BLOCKS, q.shape[1], pools, indices, lengths, pages)
+    work = kv_rounds.Work(
+        *(cta, ctas, items, HEAD_BLOCKS, q.shape[1], pools, indices, lengths, pages),
+        *(Int32(q.shape[0]), None),
+    )
     slot, phase, last = Int32(0), Int32(0), Int32(0)
     if warp < SCORE_WARP:
         # Gathering warps.

@@ -12,18 +12,21 @@ from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64, Uint32
+from cutlass import Int32, Int64, Uint16, Uint32
 
 from dsv4.generator.device import kv_halves, kv_rows, sm90_ring
 from dsv4.generator.device.bulk_rows import load_global
 from dsv4.generator.device.kv_rows import TILE_KEYS
 from dsv4.generator.device.page_rows import KV_BODY_BYTES, KV_TAIL_BYTES, row_addresses
 
+ORDERED = 512
+"""Requests up to which they are sorted by how many keys they have."""
+
 
 class Work(NamedTuple):
     """What CTA ``cta`` of ``ctas`` takes of ``items``: one in each round, every other round in reversed order, so
-    that all CTAs have as many keys where those of the queries become more and more. Item i is query i // ``blocks`` of
-    all requests' queries.
+    that all CTAs have as many keys where those of the queries become fewer and fewer. Item i is query i // ``blocks``
+    of all requests' queries, in the ``order`` of :func:`sort_requests`, or as they come if it is None.
 
     ``queries``: of a request. ``pools``, ``indices``, ``lengths`` and ``pages``: those of the one or two segments of a
     query's keys, as the kernel has them. The second one's index may be a table of pages.
@@ -38,19 +41,34 @@ class Work(NamedTuple):
     indices: tuple
     lengths: tuple
     pages: tuple
+    requests: Int32
+    order: cute.Tensor | None
+
+
+@cute.jit
+def sort_requests(work: cutlass.Constexpr, tiles: cute.Tensor, thread: Int32, threads: cutlass.Constexpr[int]):
+    """All threads of a CTA: ``order`` becomes the requests, those with the most tiles first; up to ``ORDERED`` of them.
+
+    ``tiles`` Int32 [ORDERED] in shared memory, of no use to anybody before or after.
+    """
+    if work.requests <= ORDERED:
+        for request in cutlass.range(thread, work.requests, threads, unroll=1):
+            tiles[request] = tiles_of(*_keys_of_request(work, request, Int32(0)))
+        cute.arch.sync_threads()
+        for request in cutlass.range(thread, work.requests, threads, unroll=1):
+            own, before = tiles[request], Int32(0)
+            for other in cutlass.range(work.requests, unroll=8):
+                others = tiles[other]
+                is_before = others > own or (others == own and other < request)
+                before += Int32(1) if is_before else Int32(0)
+            work.order[before] = Uint16(request)
+        cute.arch.sync_threads()
 
 
 @cute.jit
 def item_of(work: cutlass.Constexpr, turn: Int32) -> Int32:
     """The item of this CTA in round ``turn``; none below ``items`` after the last one."""
-    first = turn * work.ctas
-    place = work.cta
-    if turn % 2 == 1:
-        # From the back; a CTA beyond those that have one gets a number beyond all items.
-        place = cutlass.min(work.ctas, work.items - first) - 1 - work.cta
-        if place < 0:
-            place = work.ctas
-    return first + place
+    return turn * work.ctas + (work.ctas - 1 - work.cta if turn % 2 == 1 else work.cta)
 
 
 @cute.jit
@@ -64,26 +82,35 @@ def rounds_of(work: cutlass.Constexpr) -> Int32:
 def place_of(work: cutlass.Constexpr, item: Int32) -> tuple[Int32, Int32, Int32]:
     """Request, query of it, and block of heads of an item."""
     token = item // work.blocks
-    request = token // work.queries
-    return request, token - request * work.queries, item - token * work.blocks
+    number = token // work.queries
+    request = number
+    if cutlass.const_expr(work.order is not None):  # noqa: SIM102  # known when this is traced, the other is not
+        if work.requests <= ORDERED and number < work.requests:
+            request = Int32(work.order[number])
+    return request, token - number * work.queries, item - token * work.blocks
 
 
 @cute.jit
 def keys_of(work: cutlass.Constexpr, item: Int32) -> tuple[Int32, Int32]:
     """How many keys of either segment ``item`` has; none where there is no such item or segment."""
+    first, second = Int32(0), Int32(0)
+    if item < work.items:
+        request, query, _ = place_of(work, item)
+        first, second = _keys_of_request(work, request, query)
+    return first, second
+
+
+@cute.jit
+def _keys_of_request(work: cutlass.Constexpr, request: Int32, query: Int32) -> tuple[Int32, Int32]:
+    """How many keys of either segment a query of ``request`` has."""
     counts = []
     for index, length in zip(work.indices, work.lengths, strict=True):
-        is_table = cutlass.const_expr(len(index.shape) == 2)
-        count = Int32(0)
-        if item < work.items:
-            if cutlass.const_expr(is_table):
-                request, query, _ = place_of(work, item)
-                count = length[request, query]
-            else:
-                count = Int32(index.shape[2])
-                if cutlass.const_expr(length is not None):
-                    request, _, _ = place_of(work, item)
-                    count = cutlass.min(length[request], count)
+        if cutlass.const_expr(len(index.shape) == 2):
+            count = length[request, query]
+        else:
+            count = Int32(index.shape[2])
+            if cutlass.const_expr(length is not None):
+                count = cutlass.min(length[request], count)
         counts.append(cutlass.max(count, 0))
     if cutlass.const_expr(len(counts) == 1):
         counts.append(Int32(0))
