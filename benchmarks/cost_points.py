@@ -59,6 +59,8 @@ def _of_file(file: str, result: Mapping[str, Any]) -> Iterator[Measured]:
     peer = next(peer for peer in bench.peers() if peer.name == name)
     top = result["ceilings"]
     for item in result["cases"]:
+        if "skipped" in item["peers"][name]:
+            continue
         case = Case(item["label"], {**LATER.get(op, {}), **item["sizes"]})
         with recorded() as asked:
             peer.prepare(case)

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/mhc/mhc_post.py.j2 for op mhc_post on sm_100a. Do not edit.
 # dims: d=4096
 # config: threads=128, few_columns=4, few_tokens=16, opt_level=3
-# spec sha256: dc64b4d362274968f7d8ac5db01f1616b74ef7e3c695abb6f44466ad020bf979
+# spec sha256: acece999d3a4d55c157e942298412ee0dea9ef983ca9f3c45baeb5ba0863cbf4
 """mHC after a sub-layer: X'[t, k, :] = post_k · F[t, :] + Σ_j C[j, k] · X[t, j, :].
 
 A thread works on a few columns of one token, in all four streams, so each input is read once and each result written

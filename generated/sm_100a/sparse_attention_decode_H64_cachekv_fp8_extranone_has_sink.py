@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=148, cta_group=1, operand_order=heads_as_rows, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, k_operand=smem, opt_level=3
-# spec sha256: efd60961aec5c699633bd689e9bcaadd882222a7a0d367730ad75ed6bab206ec
+# spec sha256: a3719db72489c5803e142b57da8e7f49ca8b116cc33b8166c8dc3f13860b1f53
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised

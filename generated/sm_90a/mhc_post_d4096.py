@@ -1,7 +1,7 @@
 # Emitted from generator/templates/mhc/mhc_post.py.j2 for op mhc_post on sm_90a. Do not edit.
 # dims: d=4096
 # config: threads=128, few_columns=4, few_tokens=16, opt_level=3
-# spec sha256: 6a605cc95f19621893350175df664f26f4590458ecf09447c5a9c8c0c9805737
+# spec sha256: bf147caaf763db9e6258a3fe9865910421ec8bffbebb3f84f796b16132d5fa2a
 """mHC after a sub-layer: X'[t, k, :] = post_k · F[t, :] + Σ_j C[j, k] · X[t, j, :].
 
 A thread works on a few columns of one token, in all four streams, so each input is read once and each result written

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: dd253253959214d06561a9fb4aafad84442c97763be0280498457b7c2f04f8cb
+# spec sha256: 9e14141fd4c0da5c41fe293273a837b3d86f12362e928164436d4763f4abdbf4
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
