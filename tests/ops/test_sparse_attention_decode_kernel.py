@@ -14,6 +14,9 @@ import torch
 from dsv4.generator.build import BuildResult, probe
 from dsv4.generator.spec import Refused, plan
 from dsv4.generator.verify import cases, judge
+from dsv4.generator.verify.emulator import EmulatedKernel
+from dsv4.generator.verify.operators.sparse_attention_decode import Shape, case_of
+from dsv4.generator.verify.run import run_case
 from dsv4.runtime.cache import Artifact
 from tests.ops import builds as builds
 from tests.ops.sparse_attention_runs import alone_and_again, launched
@@ -74,6 +77,20 @@ def test_each_product_is_issued_once(built: dict[str, BuildResult], name: str) -
     # Two slots of eight rows, 36 pieces each, before and in the loop; of four rows, five times 32 pieces and fewer.
     copies = 4 * 5 if made.config["gather_warps"] == 8 else 4 * 9 * whole + (2 + 2) * 5 * len(few)
     assert text.count("cp.async.cg.shared.global") == (copies if made.variant["cache"] == "kv_fp8" else 32)
+
+
+@pytest.mark.parametrize("requests", [512, 513])
+def test_as_many_requests_as_are_sorted_and_one_more(built: dict[str, BuildResult], requests: int) -> None:
+    """By CTAs that take one after another: most have no key, the others up to a tile."""
+    result = built["more queries than CTAs, window only"]
+    lengths = tuple(29 * number % 64 + 1 if number % 37 == 0 else 0 for number in range(requests))
+    shape = Shape(f"{requests} requests", requests, 1, (64, 1), lengths=lengths)
+    made = builds.manifest(result)
+    case = case_of(shape, made.dims, made.variant, torch.Generator().manual_seed(5), torch.device("cpu"))
+    kernel = EmulatedKernel(builds.artifact(result))
+    kernel.schedule = "mixed:0"
+    verdict = run_case(kernel, made.contract, case)
+    assert kernel.report is not None and kernel.report.ok and not verdict.findings
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
