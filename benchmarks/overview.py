@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness.aims import BANDWIDTH_BYTES
-from benchmarks.harness.summary import OUR_PREFIX
+from benchmarks.harness.summary import took_part
 from dsv4.tuner.charts import Scale, Svg
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -62,10 +62,8 @@ def standing(name: str, result: Mapping[str, Any]) -> Standing | None:
     """``None`` for an operator without a peer in any row: there is nothing that it could be beside."""
     ratios, of_copy, peers = {}, [], set()
     for case in result["cases"]:
-        timed = {peer: timing for peer, timing in case["peers"].items() if "skipped" not in timing}
+        timed, others = took_part(result, case)
         ours = timed.get(result["ours"])
-        own = {result["ours"], *(peer for peer in timed if peer.startswith(OUR_PREFIX))}
-        others = [peer for peer in timed if peer in result["shown"] and peer not in own]
         if ours is None:
             continue
         if case["work"]["bytes"] >= BANDWIDTH_BYTES:

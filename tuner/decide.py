@@ -46,9 +46,8 @@ class Comparison:
             rungs=(rounds,),
             policy=bench.policy,
         )
-        (outcome,) = bench.measure(
-            request, limit_s=bench.limit_s, progress=bench.record
-        )  # a hang is remembered here, too
+        # A hang is remembered here, too.
+        (outcome,) = bench.measure(request, limit_s=bench.limit_s, progress=bench.record)
         if outcome.error or len(outcome.compared) != len(self.sizes):
             why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
             return Verdict(False, why)

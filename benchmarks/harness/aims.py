@@ -24,7 +24,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from benchmarks.harness.summary import OUR_PREFIX
+from benchmarks.harness.summary import took_part
 
 Aim = Literal["peer", "bandwidth", "latency", "weights"]
 REASONS = Path(__file__).parent.parent / "shortfalls.yaml"
@@ -108,7 +108,7 @@ def with_verdicts(result: Mapping[str, Any], reasons: Mapping[str, Sequence[Reas
 
 
 def _case(result: Mapping[str, Any], case: Mapping[str, Any], reasons: Sequence[Reason]) -> Iterable[Shortfall]:
-    timed = {name: peer for name, peer in case["peers"].items() if "skipped" not in peer}
+    timed, others = took_part(result, case)
     ours = timed.get(result["ours"])
     if ours is None:
         return
@@ -124,7 +124,6 @@ def _case(result: Mapping[str, Any], case: Mapping[str, Any], reasons: Sequence[
         why = next((each.reason for each in reasons if each.aim == aim and re.search(each.cases, case["label"])), "")
         return [Shortfall(aim, mode, rounded[0], rounded[1], unit, rounded[2], met, against, why)]  # type: ignore[arg-type]
 
-    others = [name for name in timed if name in result["shown"] and not name.startswith(OUR_PREFIX)]
     for mode in ("cold", "warm"):
         if others:
             best = min(others, key=lambda name: timed[name][mode]["median_us"])

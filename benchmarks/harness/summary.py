@@ -32,11 +32,8 @@ def summarise(result: Mapping[str, Any]) -> Summary:
     ratios: dict[str, list[float]] = {"cold": [], "warm": []}
     taking_part: dict[str, None] = {}
     for case in result["cases"]:
-        timed = {
-            name: peer for name, peer in case["peers"].items() if "skipped" not in peer and name in result["shown"]
-        }
-        others = [name for name in timed if not (name.startswith(OUR_PREFIX) or name == result["ours"])]
-        ours = [name for name in timed if name not in others]
+        timed, others = took_part(result, case)
+        ours = [name for name in timed if name in result["shown"] and name not in others]
         taking_part |= dict.fromkeys(others)
         if ours and others:
             for mode, values in ratios.items():
@@ -44,6 +41,13 @@ def summarise(result: Mapping[str, Any]) -> Summary:
     cold, warm = (statistics.geometric_mean(values) if values else None for values in ratios.values())
     behind = sum(ratio < 1 for ratio in ratios["cold"])
     return Summary(len(result["cases"]), len(ratios["cold"]), cold, warm, behind, tuple(taking_part))
+
+
+def took_part(result: Mapping[str, Any], case: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What was timed in a row, by peer, and the names of those that ours is held against: shown, and not ours."""
+    timed = {name: peer for name, peer in case["peers"].items() if "skipped" not in peer}
+    own = {result["ours"], *(name for name in timed if name.startswith(OUR_PREFIX))}
+    return timed, [name for name in timed if name in result["shown"] and name not in own]
 
 
 def _fastest(timed: Mapping[str, Any], names: Sequence[str], mode: str) -> float:

@@ -33,6 +33,14 @@ def alone_and_again(result: BuildResult, alone: Sequence[int]) -> None:
             assert torch.equal(got[request].view(torch.int16), one[0].view(torch.int16))
 
 
+def every_case(result: BuildResult) -> None:
+    """No finding in any case of the kernel, under three schedules."""
+    made = builds.manifest(result)
+    count = len(cases(made.op, made.dims, made.variant, config=made.config))
+    for schedule in ("mixed:0", "late", "early"):
+        assert builds.findings(result, range(count), schedule) == []
+
+
 def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse of some requests of a case."""
     kernel = EmulatedKernel(artifact)

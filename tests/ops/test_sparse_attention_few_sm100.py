@@ -13,11 +13,10 @@ from dsv4.generator.device.sm100_few_softmax import load_pieces
 from dsv4.generator.kernel import KernelPlan
 from dsv4.generator.ptx_checks import check_ptx
 from dsv4.generator.spec import SpecError, plan
-from dsv4.generator.verify import cases
 from dsv4.generator.verify.operators.sparse_attention_decode import Shape
 from dsv4.runtime.artifact import Scalar
 from tests.ops import builds as builds
-from tests.ops.sparse_attention_runs import alone_and_again
+from tests.ops.sparse_attention_runs import alone_and_again, every_case
 from tests.ops.test_sparse_attention_boundaries import case_of, findings
 
 OP, ARCH = "sparse_attention_decode", "sm_100a"
@@ -190,9 +189,6 @@ def test_every_case_under_three_schedules(name: str, tmp_path: Path) -> None:
     heads, flags, config = SWEEP[name]
     (result,) = builds.build_all([plan_of(heads, flags, config)], tmp_path)
     compiled_as_predicted(result, heads, flags, config)
-    made = builds.manifest(result)
-    count = len(cases(OP, made.dims, made.variant, config=made.config))
-    for schedule in ("mixed:0", "late", "early"):
-        assert builds.findings(result, range(count), schedule) == []
+    every_case(result)
     if flags is FOUR and config["splits"]:
         alone_and_again(result, (3, 13))
