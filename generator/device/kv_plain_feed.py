@@ -1,4 +1,4 @@
-"""Four warps that gather rows of bf16 to a tile of 64 keys, in a ring whose slots have one mbarrier each when empty."""
+"""Four warps that gather rows of bf16 to a tile of 64 keys in a ring."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ def feed(
     warp: Int32,
     lane: Int32,
     slots: cutlass.Constexpr[int],
+    empties: cutlass.Constexpr[int] = 1,
 ):
-    """``kv_feed.feed`` for rows of bf16, which need no raw slots: a tile is on its way while another is worked on."""
+    """``kv_feed.feed`` for rows of bf16, which need no raw slots: a tile is on its way while another is worked on.
+
+    ``empties``: mbarriers that a slot has for being empty, of which the last one's phase is the last to end.
+    """
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
     row = kv_rows.load_row(segments, first_tile, last_tile, warp, lane)
@@ -29,7 +33,7 @@ def feed(
         next_row = kv_rows.load_row(segments, tile + 1, last_tile, warp, lane)
         address = kv_plain.row_address(segments, tile, row)
         keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
-        cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
+        cute.arch.mbarrier_wait(barriers.empty + empties * slot + (empties - 1), phase ^ 1)
         kv_plain.gather_rows(address, row, keys_address + slot * TILE_BYTES, warp, lane)
         cute.arch.cp_async_wait_group(0)
         kv_rows.pass_on(keys, ring, barriers, slot, warp, lane)

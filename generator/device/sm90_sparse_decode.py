@@ -16,10 +16,10 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4.generator.device import kv_plain, kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
+from dsv4.generator.device import kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
 from dsv4.generator.device.bulk_rows import load_global, store_shared
 from dsv4.generator.device.inline_asm import not_hoisted
-from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES, TILE_BYTES
+from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES
 
 HEAD_DIM = 512
 ROWS = sm90_wgmma.WARPGROUP_ROWS
@@ -71,33 +71,6 @@ def init_barriers(
         cute.arch.mbarrier_init(barriers.scores_full + slot, 4)
         for half in cutlass.range_constexpr(2):
             cute.arch.mbarrier_init(barriers.empty + 2 * slot + half, empty_arrivals)
-
-
-@cute.jit
-def feed_plain(
-    segments: cutlass.Constexpr,
-    first_tile: Int32,
-    last_tile: Int32,
-    ring: cutlass.Constexpr,
-    barriers: cutlass.Constexpr,
-    warp: Int32,
-    lane: Int32,
-    slots: cutlass.Constexpr[int],
-):
-    """``kv_feed.feed`` for rows of bf16, which need no raw slots: a tile is on its way while another is worked on."""
-    keys_address = ring.keys.iterator.toint()
-    slot, phase = Int32(0), Int32(0)
-    row = kv_rows.load_row(segments, first_tile, last_tile, warp, lane)
-    for tile in cutlass.range(first_tile, last_tile, unroll=1):
-        next_row = kv_rows.load_row(segments, tile + 1, last_tile, warp, lane)
-        address = kv_plain.row_address(segments, tile, row)
-        keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
-        cute.arch.mbarrier_wait(barriers.empty + 2 * slot + 1, phase ^ 1)
-        kv_plain.gather_rows(address, row, keys_address + slot * TILE_BYTES, warp, lane)
-        cute.arch.cp_async_wait_group(0)
-        kv_rows.pass_on(keys, ring, barriers, slot, warp, lane)
-        row = next_row
-        slot, phase = sm90_ring.next_position(slot, phase, slots)
 
 
 @cute.jit
