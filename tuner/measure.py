@@ -40,6 +40,10 @@ DEVICE_FAILED = 3
 TOGETHER_MAX = 8
 """Kernels that take turns, beside the default and the incumbent: so many are loaded at once, with their graphs."""
 
+THREADS = 4
+"""Of the CPU, for references and judges. Their tensors are small; as many threads as a host has cores would wait for
+one another, and several workers' threads for the same cores."""
+
 Result = TypeVar("Result")
 Kernel = Callable[..., Any]
 Shared = dict[str, list[list[Any]]]
@@ -269,6 +273,7 @@ def answer(text: str, path: Path) -> int:
     if not torch.cuda.is_available():
         said.say("failed", error="no CUDA device: torch sees none")
         return 2
+    torch.set_num_threads(THREADS)
     torch.cuda.set_device(request.device_index)
     capability = torch.cuda.get_device_capability()
     if not device_is_well():

@@ -143,6 +143,7 @@ def _sweep(
     with study.attended():
         seed = settings.seed + study.company()  # workers of one seed would propose the same
         only = builder.only(space)
+        run.is_whole = only is None
         own = [
             plan.config for plan in space.planner.bucketed()
         ]  # what serves some sizes untuned has to be beaten there
@@ -173,6 +174,8 @@ class _Run:
     bucket has a proposer of its own: what is fast in one may be slow in another."""
 
     proposers: list[Proposer]
+    is_whole: bool = True
+    """Whether the builder can provide every configuration of the space."""
 
     def __init__(
         self,
@@ -233,7 +236,8 @@ class _Run:
                     if self.study.others():
                         time.sleep(POLL_S)
                     elif is_exhausted:
-                        return "every configuration of the space has been tried"
+                        where = "of the space" if self.is_whole else "of which the cache has a kernel"
+                        return f"every configuration {where} has been tried"
                     continue
                 if ahead:
                     held, _ = self._claim(free)

@@ -1,4 +1,4 @@
-"""Tune what a model calls, one kernel after another, the largest predicted share of its steps first.
+"""Tune what a model calls, the largest predicted share of its steps first, as many kernels at once as there are GPUs.
 
 Everything that is learnt is kept as a sweep keeps it: after an interrupt the same command goes on, and what a measured
 entry serves already is passed over.
@@ -6,22 +6,24 @@ entry serves already is passed over.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from optuna.storages import BaseStorage
 
 from dsv4.generator.console import CheckFailed, UsageError
 from dsv4.runtime.cache import KernelCache
-from dsv4.tuner.bench import Measurer
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.builders import Builder, Built
+from dsv4.tuner.lanes import Lane, at_once, heed, interruptible
 from dsv4.tuner.model_jobs import Job
 from dsv4.tuner.question import Settings
 from dsv4.tuner.seeds import in_turn, starts
-from dsv4.tuner.sweep import GOES_ON, Result, Say, Watch, sweep
+from dsv4.tuner.sweep import GOES_ON, Result, Say, Standing, Watch, sweep
 from dsv4.tuner.tried import spelled
 from dsv4.tuner.worker import DefaultFailed, WorkerError
 
@@ -67,84 +69,141 @@ def tune_model(
     settings: Settings,
     *,
     cache: KernelCache,
-    builder: Builder,
-    measure: Measurer,
+    lanes: Sequence[Lane],
     watching: Watching,
     storage: BaseStorage | None = None,
 ) -> list[Turn]:
-    """Sweep ``jobs`` in their order; a turn for each, those that were not reached among them.
+    """Sweep ``jobs`` in their order, as many at the same time as there are ``lanes``; a turn for each, those that were
+    not reached among them.
 
     ``settings.budget``: its seconds are for all jobs and are shared out by predicted share; its configurations and its
     patience are each study's. The shapes and buckets of ``settings`` are replaced by the job's. A kernel whose default
-    fails is told and the others go on. After an interrupt the last turn that has a result says so, and the rest was not
-    reached; where no worker can be had any more, the turn in which that showed has failed, and the rest was not
-    reached. Raises UsageError for a cache that cannot be written.
+    fails is told and the others go on. After an interrupt the turns that it ended say so, and the rest was not reached.
+    A lane that can have no worker any more is told and left out, and another takes its job; with the last one, the turn
+    in which that showed has failed, and the rest was not reached. Raises UsageError for a cache that cannot be written.
     """
-    until = None if settings.budget.seconds is None else time.monotonic() + settings.budget.seconds
-    turns: list[Turn] = []
-    ended = ""
-    for number, job in enumerate(jobs):
-        if job.obstacle is not None:
-            turns.append(Turn(job, job.obstacle))
-            continue
-        if job.is_answered:
-            turns.append(Turn(job, "measured entries serve every call"))
-            continue
-        left_s = None if until is None else until - time.monotonic()
-        if not ended and left_s is not None and left_s <= 0:
-            ended = "the budget was spent before"
-        if ended:
-            turns.append(Turn(job, ended))
-            continue
-        budget = replace(settings.budget, seconds=_allotted(job, jobs[number:], left_s))
-        place = f"{number + 1} of {len(jobs)}: {title(job)}"
-        try:
-            turn = _turn(job, place, replace(settings, budget=budget), cache, builder, measure, watching, storage)
-        except WorkerError as error:
-            turn, ended = Turn(job, str(error), failed=True), "not reached: no worker could be had before"
-        except KeyboardInterrupt:  # beside a batch: while it is set up, or its winners are measured again
-            turn = Turn(job, f"interrupted: {GOES_ON}", interrupted=True)
-        turns.append(turn)
-        if turn.interrupted:
-            ended = "not reached: interrupted before"
-    return turns
+    run = _Run(jobs, settings, cache, watching, storage, lanes)
+    if len(lanes) == 1:
+        run.work(lanes[0])
+    while len(lanes) > 1 and run.has_work:  # once more, where a job came back when the other lanes were done
+        at_once([partial(run.work, lane) for lane in run.lanes], run.stopped)
+    return run.turns()
 
 
-def _allotted(job: Job, rest: Sequence[Job], left_s: float | None) -> float | None:
-    """The job's part of the time that is left, by its share of what is left to do."""
+class _Run:
+    """What the lanes share: the jobs that are left, and what became of the others."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        cache: KernelCache,
+        watching: Watching,
+        storage: BaseStorage | None,
+        lanes: Sequence[Lane],
+    ) -> None:
+        self.jobs, self.settings, self.cache, self.watching, self.storage = jobs, settings, cache, watching, storage
+        self.lanes = list(lanes)
+        self.width = len(self.lanes)
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._ended = ""
+        self._until = None if settings.budget.seconds is None else time.monotonic() + settings.budget.seconds
+        self._turns: dict[int, Turn] = {}
+        for number, job in enumerate(jobs):
+            if job.obstacle is not None:
+                self._turns[number] = Turn(job, job.obstacle)
+            elif job.is_answered:
+                self._turns[number] = Turn(job, "measured entries serve every call")
+        self._todo = [number for number in range(len(jobs)) if number not in self._turns]
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._todo) and not self._ended
+
+    def turns(self) -> list[Turn]:
+        """One for each job, in their order."""
+        return [self._turns.get(number, Turn(job, self._ended)) for number, job in enumerate(self.jobs)]
+
+    def work(self, lane: Lane) -> None:
+        """Take jobs and sweep them by ``lane``, until there are none or the time is spent."""
+        while (taken := self._take()) is not None:
+            number, budget = taken
+            try:
+                turn = self._turn(number, replace(self.settings, budget=budget), lane)
+            except WorkerError as error:
+                if self._leave_out(lane, number, error):
+                    return
+                self._ended = "not reached: no worker could be had before"
+                turn = Turn(self.jobs[number], str(error), failed=True)
+            except KeyboardInterrupt:  # beside a batch: while it is set up, or its winners are measured again
+                turn = Turn(self.jobs[number], f"interrupted: {GOES_ON}", interrupted=True)
+            self._turns[number] = turn
+            if turn.interrupted:
+                self._ended = "not reached: interrupted before"
+
+    def _take(self) -> tuple[int, Budget] | None:
+        """The next job and its part of the budget."""
+        with self._lock:
+            left_s = None if self._until is None else self._until - time.monotonic()
+            if not self._ended and left_s is not None and left_s <= 0 and self._todo:
+                self._ended = "the budget was spent before"
+            if not self.has_work:
+                return None
+            rest = [self.jobs[number] for number in self._todo]
+            number = self._todo.pop(0)
+            seconds = _allotted(rest[0], rest, left_s, self.width)
+            return number, replace(self.settings.budget, seconds=seconds)
+
+    def _leave_out(self, lane: Lane, number: int, error: WorkerError) -> bool:
+        """Go on without ``lane``, its job first; False where it is the last one."""
+        with self._lock:
+            if len(self.lanes) == 1:
+                return False
+            self.lanes.remove(lane)
+            self._todo.insert(0, number)
+        with self.watching(title(self.jobs[number]), self.settings.budget) as (say, _):
+            say(f"a GPU is left out, the others go on: {error}")
+        return True
+
+    def _turn(self, number: int, settings: Settings, lane: Lane) -> Turn:
+        job = self.jobs[number]
+        mine = replace(settings, sizes=tuple(job.sizes), buckets=tuple(job.buckets))
+        if len(mine.buckets) == 1:
+            mine = replace(mine, loss=None)
+        place = f"{number + 1} of {len(self.jobs)}: {title(job)}"
+        cache, measure, mark = self.cache, lane.measure, ""
+        if self.width > 1:  # what one thread reads of the cache, another must not forget meanwhile
+            cache, measure = KernelCache(cache.root), interruptible(measure, self.stopped)
+            mark = f"{number + 1} {job.op}: "
+        with self.watching(place, settings.budget) as (say, show):
+
+            def watch(standing: Standing) -> None:
+                heed(self.stopped)
+                show(standing)
+
+            say(f"{place}, {100 * job.share:.1f} % of the steps (predicted), {len(job.sizes)} shapes")
+            try:
+                result = sweep(
+                    job.target, mine, cache=cache, builder=lane.builder, measure=measure, storage=self.storage,
+                    say=lambda text: say(f"{mark}{text}"), watch=watch,
+                    seeds=in_turn(starts(cache, job.target, mine.sizes, mine.device.name)),
+                )  # fmt: skip
+            except (CheckFailed, DefaultFailed) as failure:
+                return Turn(job, str(failure), failed=True)
+            finally:
+                self.cache.refresh()
+        told = f"{result.why} ({result.tried} tried; {result.ended})"
+        return Turn(job, told, result, interrupted=result.interrupted)
+
+
+def _allotted(job: Job, rest: Sequence[Job], left_s: float | None, width: int) -> float | None:
+    """The job's part of the time that ``width`` lanes have left, by its share of what is left to do."""
     if left_s is None:
         return None
-    todo = sum(each.share for each in rest if each.obstacle is None and not each.is_answered)
+    todo = sum(each.share for each in rest)
     part = job.share / todo if todo > 0 else 1.0
-    return min(left_s, max(TURN_MIN_S, left_s * part))
-
-
-def _turn(
-    job: Job,
-    place: str,
-    settings: Settings,
-    cache: KernelCache,
-    builder: Builder,
-    measure: Measurer,
-    watching: Watching,
-    storage: BaseStorage | None,
-) -> Turn:
-    mine = replace(settings, sizes=tuple(job.sizes), buckets=tuple(job.buckets))
-    if len(mine.buckets) == 1:
-        mine = replace(mine, loss=None)
-    with watching(place, settings.budget) as (say, watch):
-        say(f"{place}, {100 * job.share:.1f} % of the steps (predicted), {len(job.sizes)} shapes")
-        try:
-            result = sweep(
-                job.target, mine, cache=cache, builder=builder, measure=measure, storage=storage, say=say, watch=watch,
-                seeds=in_turn(starts(cache, job.target, mine.sizes, mine.device.name)),
-            )  # fmt: skip
-        except (CheckFailed, DefaultFailed) as failure:
-            cache.refresh()
-            return Turn(job, str(failure), failed=True)
-    cache.refresh()
-    told = f"{result.why} ({result.tried} tried; {result.ended})"
-    return Turn(job, told, result, interrupted=result.interrupted)
+    return min(left_s, max(TURN_MIN_S, left_s * width * part))
 
 
 def require_work(jobs: Sequence[Job]) -> Job:

@@ -1,10 +1,11 @@
-"""The live view of a sweep: a table on a terminal, plain lines elsewhere."""
+"""The live view of sweeps: a table for each on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -20,23 +21,52 @@ HUNG = "no answer within"
 """How the failure of a kernel that was killed for its silence begins."""
 
 
+class Board:
+    """The live view of as many sweeps as are going on: a table for each, below the lines that they print. Use it as a
+    context; elsewhere than on a terminal there are lines only."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Callable[[], Table]] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Board:
+        if err.is_terminal:
+            self._live = Live(console=err, transient=True, refresh_per_second=4, get_renderable=self._current)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _current(self) -> Group:  # made anew at each refresh: time goes on while a batch is measured
+        return Group(*(make() for make in tuple(self._tables.values())))
+
+    @contextmanager
+    def watching(self, title: str, budget: Budget) -> Iterator[tuple[Say, Watch]]:
+        """While open: ``say`` prints a line, ``watch`` shows how the sweep ``title`` stands."""
+        seen: list[Standing] = []
+        """The first and the newest."""
+
+        def watch(standing: Standing) -> None:
+            seen[:] = [seen[0] if seen else standing, standing]
+
+        def current() -> Table:
+            return table(title, budget, seen[-1], before=len(seen[0].tried)) if seen else Table(title=title)
+
+        self._tables[title] = current
+        try:
+            yield (lambda text: err.print(text, markup=False)), watch
+        finally:
+            self._tables.pop(title, None)
+
+
 @contextmanager
 def watching(title: str, budget: Budget) -> Iterator[tuple[Say, Watch]]:
-    """While open: ``say`` prints a line, ``watch`` shows how the sweep stands."""
-    if not err.is_terminal:
-        yield (lambda text: err.print(text, markup=False)), (lambda standing: None)
-        return
-    seen: list[Standing] = []
-    """The first and the newest."""
-
-    def watch(standing: Standing) -> None:
-        seen[:] = [seen[0] if seen else standing, standing]
-
-    def current() -> Table:  # made anew at each refresh: time goes on while a batch is measured
-        return table(title, budget, seen[-1], before=len(seen[0].tried)) if seen else Table(title=title)
-
-    with Live(console=err, transient=True, refresh_per_second=4, get_renderable=current) as live:
-        yield (lambda text: live.console.print(text, markup=False)), watch
+    """The view of one sweep (``Board.watching``)."""
+    with Board() as board, board.watching(title, budget) as pair:
+        yield pair
 
 
 def table(title: str, budget: Budget, standing: Standing, before: int = 0) -> Table:

@@ -13,6 +13,7 @@ from dsv4.generator.cli import run as run_cli
 from dsv4.tuner import cli, question, tune_model
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.coverage import Asked
+from dsv4.tuner.lanes import Lane
 from dsv4.tuner.model_calls import StepCalls
 from dsv4.tuner.model_jobs import model_jobs
 from dsv4.tuner.question import Settings
@@ -56,9 +57,7 @@ def jobs_on(cache):
 def run(cache, gpu: FakeGpu, *, jobs=None, seconds: float | None = None, each: int = 6):
     settings = Settings(GPU, (), Budget(configurations=each, seconds=seconds), sampler="random", batch=3)
     jobs = jobs_on(cache) if jobs is None else jobs
-    return tune_model.tune_model(
-        jobs, settings, cache=cache, builder=gpu.builder, measure=gpu, watching=quietly
-    )  # fmt: skip
+    return tune_model.tune_model(jobs, settings, cache=cache, lanes=[Lane(gpu.builder, gpu)], watching=quietly)
 
 
 def test_the_largest_share_is_tuned_first_and_serves_every_call(cache):

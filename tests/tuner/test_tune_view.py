@@ -83,3 +83,25 @@ def test_elsewhere_there_are_lines_only(monkeypatch):
         watch(standing(Budget(), 1.0))
         say("1: tile=1: [8.00] µs")
     assert stream.getvalue() == "1: tile=1: [8.00] µs\n"
+
+
+def test_sweeps_at_the_same_time_have_a_table_each(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(view, "err", Console(file=stream, force_terminal=True, color_system=None, width=100))
+    budget = Budget(configurations=20)
+    with view.Board() as board:
+        with (
+            board.watching("1 of 2: fmha", budget) as (say, watch),
+            board.watching("2 of 2: quantize", budget) as (_, other),
+        ):
+            watch(standing(budget, 1.0))
+            other(standing(budget, 1.0, TRIED[:1]))
+            say("1 fmha: tile=1")
+            both = Console(file=io.StringIO(), width=100)
+            both.print(board._current())
+        alone = Console(file=io.StringIO(), width=100)
+        alone.print(board._current())
+    shown = both.file.getvalue()
+    assert shown.index("1 of 2: fmha") < shown.index("measured      ") < shown.index("2 of 2: quantize")
+    assert shown.count("refused by constraints") == 2 and "1 fmha: tile=1" in stream.getvalue()
+    assert "of 2" not in alone.file.getvalue()

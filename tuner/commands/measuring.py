@@ -12,6 +12,7 @@ from dsv4.runtime.cache import KernelCache
 from dsv4.runtime.tuned import Device
 from dsv4.tuner import builders, fake, worker
 from dsv4.tuner.bench import Measurer
+from dsv4.tuner.lanes import Lane
 from dsv4.tuner.prefork import Prefork
 from dsv4.tuner.spread import Spread
 
@@ -26,12 +27,17 @@ def require_measure(measure: str) -> None:
 
 @dataclass(frozen=True)
 class Means:
-    """``gpus``: how many measure at the same time."""
+    """``measure`` is all GPUs for one sweep; ``lanes`` has them apart, each for a sweep of its own."""
 
     device: Device
     builder: builders.Builder
     measure: Measurer
-    gpus: int = 1
+    lanes: list[Lane]
+
+    @property
+    def gpus(self) -> int:
+        """How many measure at the same time."""
+        return len(self.lanes)
 
 
 def measuring(
@@ -58,16 +64,22 @@ def measuring(
     if measure == "fake":
         made_up = fake.FakeBuilder()
         several = [fake.FakeGpu(made_up) for _ in range(count or 1)]
-        return Means(fake.DEVICE, made_up, Spread(several) if len(several) > 1 else several[0], len(several))
+        lanes = [Lane(made_up, each) for each in several]
+        return Means(fake.DEVICE, made_up, Spread(several) if len(several) > 1 else several[0], lanes)
     from dsv4.runtime.identity import device_identity
     from dsv4.tuner.gpu import exclusively, gpu_lock, require_gpus
 
     indices = require_gpus(plan, by, gpus)
     cores = os.cpu_count() or 1
-    builder: builders.Builder = builders.Prebuilt(cache)
-    if not prebuilt and ahead:
-        builder = builders.Ahead(builders.Compiler(cache, jobs or max(1, cores - len(indices))))
-    elif not prebuilt:
-        builder = builders.Compiler(cache, jobs or cores)
     each = [exclusively(worker.on(index, start=Prefork()), gpu_lock(cache.root, index)) for index in indices]
-    return Means(device_identity(indices[0]), builder, Spread(each, say) if len(each) > 1 else each[0], len(each))
+
+    def builder(share: int) -> builders.Builder:
+        """For all GPUs, or one of ``share`` builders at work at the same time."""
+        if prebuilt:
+            return builders.Prebuilt(cache)
+        free = (cores - len(indices)) // share if ahead else cores // share
+        compiler = builders.Compiler(cache, jobs or max(1, free))
+        return builders.Ahead(compiler) if ahead else compiler
+
+    lanes = [Lane(builder(len(each)), gpu) for gpu in each]
+    return Means(device_identity(indices[0]), builder(1), Spread(each, say) if len(each) > 1 else each[0], lanes)

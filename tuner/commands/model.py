@@ -59,7 +59,7 @@ def tune_whole_model(
     json: options.Json = False,
 ) -> None:
     """Derive the kernels of a model's decode and prefill steps from its configuration, and tune them in the order of
-    their predicted share of the steps.
+    their predicted share of the steps, one after another on each GPU.
 
     Calls are grouped by operator, dimensions and flags; each kernel is measured at all its shapes and has a winner for
     each. What measured entries serve already is passed over. Ctrl-C loses nothing: the same command goes on.
@@ -129,7 +129,7 @@ def _tune(
         from dsv4.tuner import tune_model
         from dsv4.tuner.question import Settings, require_writable
         from dsv4.tuner.storage import open_storage
-        from dsv4.tuner.view import watching
+        from dsv4.tuner.view import Board
     except ModuleNotFoundError as missing:
         raise UsageError(f"model needs {missing.name}: pip install 'dsv4-kernels[tune]'") from None
     first = tune_model.require_work(work)
@@ -142,7 +142,7 @@ def _tune(
         here,
         (),
         limits,
-        batch=BATCH * means.gpus,
+        batch=BATCH,
         seed=seed,
         limit_s=limit_s,
         loss=None if loss is None else loss / 100,
@@ -150,10 +150,11 @@ def _tune(
     missing_kernels = tune_model.without_kernel(work)
     with progress_bar("defaults", len(missing_kernels)) as advance:
         tune_model.build_defaults(missing_kernels, builder, lambda one: advance(one.plan.name))
-    turns = tune_model.tune_model(
-        work, settings, cache=cache, builder=builder, measure=means.measure, watching=watching,
-        storage=open_storage(storage) if storage else None,
-    )  # fmt: skip
+    with Board() as board:
+        turns = tune_model.tune_model(
+            work, settings, cache=cache, lanes=means.lanes, watching=board.watching,
+            storage=open_storage(storage) if storage else None,
+        )  # fmt: skip
     cache.refresh()
     for job in work:
         job.look(cache, here)
