@@ -10,9 +10,12 @@ from typer.exceptions import TyperException
 from dsv4.generator.commands import build, clean, emit, explain, listing, verify
 from dsv4.generator.console import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CheckFailed, UsageError, err
 from dsv4.generator.emit import EmitError
+from dsv4.generator.entry import EXIT_INTERRUPTED
 from dsv4.generator.resources import Refused
 from dsv4.generator.spec import SpecError
 from dsv4.runtime.errors import Dsv4Error
+
+INTERRUPTED = "interrupted; what was finished is kept"
 
 EPILOG = """Examples:
 
@@ -52,7 +55,9 @@ def run(application: typer.Typer, arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         code = application(args=arguments, standalone_mode=False)
-        return code if isinstance(code, int) else EXIT_OK
+        if code != EXIT_INTERRUPTED:
+            return code if isinstance(code, int) else EXIT_OK
+        message = INTERRUPTED
     except typer.Exit as done:
         return done.exit_code
     except TyperException as problem:
@@ -66,7 +71,7 @@ def run(application: typer.Typer, arguments: list[str]) -> int:
             raise
         message, code = str(problem), EXIT_FAILED
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "interrupted; what was finished is kept", 130
+        message, code = INTERRUPTED, EXIT_INTERRUPTED
     err.print(f"{application.info.name}: {message}", style="red", markup=False)
     return code
 
