@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_sm100.py.j2 for op fmha on sm_100a. Do not edit.
 # dims: D=128
 # config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, q_tiles=2, column_split=1, exp2_emulated=0, softmax_registers=184, opt_level=2
-# spec sha256: 5500888e42b1cad3c0d172e4ef18696d0222968f7f44c8a99a8544aeed0cac85
+# spec sha256: 68ccd6bdf0b421b5ea63a9f7d18c4b205ecbd7c90dc09ba8b4aa525b7113eaab
 """Dense attention on sm_100: TMA and tcgen05, with S, P and O in tensor memory.
 
 A CTA works on 256 queries of one head, over all the keys that they see. Its warps have one job each:

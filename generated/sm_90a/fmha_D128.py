@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/fmha_sm90.py.j2 for op fmha on sm_90a. Do not edit.
 # dims: D=128
-# config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, consumer_warpgroups=2, ping_pong=True, rescale_under_qk=True, persistent_ctas=132, opt_level=3
-# spec sha256: e900b30df1001bf108c8b481728c43f4501355baa0c769fb5467a048b92125b3
+# config: tile_m=128, tile_n=128, kv_stage=2, pv_n_tile=128, consumer_warpgroups=2, ping_pong=True, rescale_under_qk=True, persistent_ctas=132, o_apart=True, opt_level=3
+# spec sha256: 2f5aa5bf3d8e7d5f950d360d636549e9956e232870eb76d1e675d23bb58961c0
 """Attention forward for Hopper, head dimension 128: a load warp and 2 warpgroups that own 64 queries each.
 
 The load warp brings Q and a ring of 2 K and V tiles by TMA. The warpgroups compute S = Q·Kᵀ and O += P·V by wgmma
@@ -54,6 +54,7 @@ TILING = sm90_attention.Tiling(
     slots=KV_SLOTS,
     ping_pong=True,
     rescale_under_qk=True,
+    o_apart=True,
 )
 Q_PARTS, COLUMN_PARTS = TILING.row_parts, TILING.column_parts
 assert TILE_M == Q_PARTS * sm90_wgmma.WARPGROUP_ROWS and WARPGROUPS == Q_PARTS * COLUMN_PARTS
@@ -88,7 +89,7 @@ def fmha_kernel(
     work_count = attention_tiles.work_count(query_tiles, all_heads, paired)
     work = attention_tiles.first_work(cta, paired)
 
-    # Shared memory: Q (later O, in the same place), the K and V rings, their mbarriers.
+    # Shared memory: Q, the K and V rings, O, their mbarriers.
     smem = SmemAllocator()
     q_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, Q_PARTS)
     k_layout = sm90_wgmma.k_major_smem_layout(TILE_N, HEAD_DIM, KV_SLOTS)
@@ -99,7 +100,7 @@ def fmha_kernel(
     smem_q = smem.allocate_tensor(BFloat16, q_layout.outer, 1024, q_layout.inner)
     smem_k = smem.allocate_tensor(BFloat16, k_layout.outer, 1024, k_layout.inner)
     smem_v = smem.allocate_tensor(BFloat16, v_layout.outer, 1024, v_layout.inner)
-    smem_o = cute.make_tensor(smem_q.iterator, o_layout.outer)
+    smem_o = smem.allocate_tensor(BFloat16, o_layout.outer, 1024, o_layout.inner)
     q_barriers = smem.allocate_array(Int64, 4)
     k_barriers = smem.allocate_array(Int64, 4)
     v_barriers = smem.allocate_array(Int64, 4)
@@ -212,7 +213,9 @@ def fmha_kernel(
                     TILING,
                     causal,
                 )
-            # Epilogue: normalise; O goes through the place of Q, which is then free for the next tile's.
+            else:
+                sm90_attention.release_q(group, barriers, TILING)
+            # Epilogue: normalise; the load warp brings the next tile's Q meanwhile.
             head_sink = None if cutlass.const_expr(sink is None) else sink[q_head]
             softmax.finish(row_max, row_sum, normaliser, row_lse, scale_log2, head_sink)
             softmax.scale_rows(sm90_wgmma.rows_of(acc_o), normaliser)
@@ -239,6 +242,7 @@ def fmha_kernel(
             q_phase ^= 1
             work = attention_tiles.next_work(work, query_tiles, all_heads, ctas, paired)
         sm90_attention.last_turn(group, TILING)
+        sm90_attention.await_store(thread, TILING)
 
 
 @cute.jit

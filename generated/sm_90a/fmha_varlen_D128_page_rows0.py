@@ -57,6 +57,7 @@ TILING = sm90_attention.Tiling(
     slots=KV_SLOTS,
     ping_pong=True,
     rescale_under_qk=True,
+    o_apart=False,
 )
 Q_PARTS, COLUMN_PARTS = TILING.row_parts, TILING.column_parts
 assert TILE_M == Q_PARTS * sm90_wgmma.WARPGROUP_ROWS and WARPGROUPS == Q_PARTS * COLUMN_PARTS

@@ -191,9 +191,3 @@ def _upper_bits(state: Uint64) -> Uint32:
 @cute.jit
 def _warp_largest(value: Float32) -> Float32:
     return value_of(cute.arch.warp_redux_sync(order_of(value), "max"))
-
-
-@cute.jit
-def not_hoisted_state(state: Uint64) -> Uint64:
-    """``kept_tokens.not_hoisted`` of 64 bits."""
-    return cute.arch.inline_ptx("mov.b64 {$w0}, {$r0};", write_only_types=[Uint64], read_only_args=[state])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import cutlass.cute as cute
-from cutlass import Int32
 from cutlass._mlir.dialects import llvm
 
 
@@ -32,6 +31,9 @@ def reading_asm(result, operands, text, constraints, loc, ip):
 
 
 @cute.jit
-def not_hoisted(number: Int32) -> Int32:
+def not_hoisted(number):
     """``number``, such that what follows from it is worked out where it stands, not kept in registers around a loop."""
-    return cute.arch.inline_ptx("mov.s32 {$w0}, {$r0};", write_only_types=[Int32], read_only_args=[number])
+    kind = type(number)
+    return cute.arch.inline_ptx(
+        f"mov.b{kind.width} {{$w0}}, {{$r0}};", write_only_types=[kind], read_only_args=[number]
+    )

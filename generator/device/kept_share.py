@@ -15,7 +15,7 @@ from cutlass import Float32, Int32, Uint32, Uint64
 
 from dsv4.generator.device.cluster_reduce import largest, two_sums
 from dsv4.generator.device.fixed_weight import is_below_share, weight_of
-from dsv4.generator.device.kept_tokens import not_hoisted
+from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.row_part import Part, chunk_of, first_index, kept_bits, offset_of
 from dsv4.generator.device.row_passes import best_score
 

@@ -14,6 +14,7 @@ from cutlass import Float32, Int32, Uint32
 
 from dsv4.generator.device.cluster_words import cluster_sync, send
 from dsv4.generator.device.float_order import INFINITY, MINUS_INFINITY, order_of, value_of
+from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.row_part import Part, chunk_of, first_index, index_of
 
 DIGIT_BITS = 8
@@ -84,12 +85,6 @@ def last_kept(
         tie_known = tie_known | (Uint32(DIGITS - 1) << shift)
         place = place + 1
     return threshold, Int32(LAST_TIE) - Int32(tie_digits)
-
-
-@cute.jit
-def not_hoisted(value: Float32) -> Float32:
-    """``value``, such that what follows from it in a loop does not stay in registers over all rounds."""
-    return cute.arch.inline_ptx("mov.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[value])
 
 
 @cute.jit

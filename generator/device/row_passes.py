@@ -6,9 +6,10 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32, Uint64
 
-from dsv4.generator.device.filtered_noise import ALL, LEAST_NOISE, best_of_chunk, not_hoisted_state, score_of, tops_of
+from dsv4.generator.device.filtered_noise import ALL, LEAST_NOISE, best_of_chunk, score_of, tops_of
 from dsv4.generator.device.float_order import NOT_A_NUMBER, order_of
 from dsv4.generator.device.gumbel import gumbel, token_state
+from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.row_part import Part, chunk_of, first_index, index_of, is_there, kept_bits, load_chunk
 
 LEAST_BOUND, MOST_SCORE = -1e37, 1e30
@@ -123,7 +124,7 @@ def best_score(
     (``row_part.kept_bits``), but the largest logit is one. ``peak``: the largest logit of the row, finite.
     """
     bound, best, index, second = Float32(LEAST_NOISE), Float32(float("-inf")), Int32(0), Float32(float("-inf"))
-    state = not_hoisted_state(state)
+    state = not_hoisted(state)
     for chunk in cutlass.range(part.chunks, unroll=1):
         logits = chunk_of(row, held, chunk, rank, thread, part)
         kept = Uint32(ALL)

@@ -29,6 +29,7 @@ class Tiling(NamedTuple):
     slots: int
     ping_pong: bool
     rescale_under_qk: bool
+    o_apart: bool
 
     @property
     def column_parts(self) -> int:
@@ -42,7 +43,8 @@ class Tiling(NamedTuple):
 class Barriers(NamedTuple):
     """Pointers to the first mbarrier of each kind; Q has a slot for every 64 rows, K and V have ``slots`` each.
 
-    A Q slot is emptied by every warpgroup that reads it, a K or V slot by every warp."""
+    A Q slot is emptied by every warpgroup that stores O from it, or else by every warp that reads it; a K or V slot by
+    every warp."""
 
     q_full: cute.Pointer
     q_empty: cute.Pointer
@@ -55,7 +57,8 @@ class Barriers(NamedTuple):
 @cute.jit
 def init_barriers(barriers, tiling: cutlass.Constexpr):
     """Initialises every mbarrier; to be called by one thread."""
-    sm90_ring.init_ring(barriers.q_full, barriers.q_empty, tiling.row_parts, tiling.column_parts)
+    readers = tiling.column_parts * (4 if tiling.o_apart else 1)
+    sm90_ring.init_ring(barriers.q_full, barriers.q_empty, tiling.row_parts, readers)
     sm90_ring.init_ring(barriers.k_full, barriers.k_empty, tiling.slots, tiling.warpgroups * 4)
     sm90_ring.init_ring(barriers.v_full, barriers.v_empty, tiling.slots, tiling.warpgroups * 4)
 
@@ -202,6 +205,7 @@ def attend(
     for _visit in cutlass.range(unmasked_from, tiles, unroll=1):
         slot, phase = _step(slot, phase, None, scale_log2, group, thread, operands, registers, barriers, tiling)
 
+    release_q(group, barriers, tiling)
     if cutlass.const_expr(tiling.rescale_under_qk):
         softmax.scale_rows(sm90_wgmma.rows_of(acc_o), correction)
     sm90_ring.wait_full(barriers.v_full, slot, phase)
@@ -257,6 +261,22 @@ def _step(
 
 
 @cute.jit
+def release_q(group: Int32, barriers, tiling: cutlass.Constexpr):
+    """With ``o_apart``: gives Q's slot back, after a query tile's last QK product, or at once where it has none."""
+    if cutlass.const_expr(tiling.o_apart):
+        sm90_ring.release(barriers.q_empty, group // tiling.column_parts)
+
+
+@cute.jit
+def await_store(thread: Int32, tiling: cutlass.Constexpr):
+    """With ``o_apart``: waits until the last store of O has read its place, which is written again or given up next."""
+    if cutlass.const_expr(tiling.o_apart):  # noqa: SIM102  (const_expr has to stand alone)
+        if thread // 32 == 0:
+            with cute.arch.elect_one():  # always the same thread, the one that issued the store
+                cute.arch.cp_async_bulk_wait_group(0, read=True)
+
+
+@cute.jit
 def store_tile(
     acc_o,
     lse,
@@ -271,10 +291,11 @@ def store_tile(
     barriers,
     tiling: cutlass.Constexpr,
 ):
-    """One warpgroup: O as bf16 through its part of Q's shared memory to global memory, lse of its 64 queries.
+    """One warpgroup: O as bf16 through its part of shared memory to global memory, lse of its 64 queries.
 
     ``smem_o`` is ``(64, pv_columns)``; ``o`` is ``(TMA atom, target, source)`` of this tile; ``lse_row`` the
-    ``(queries,)`` row of LSE. Rows from ``queries`` on are cut off. The Q slot is given back to the load warp.
+    ``(queries,)`` row of LSE. Rows from ``queries`` on are cut off. Without ``o_apart`` the place is that of Q, whose
+    slot is given back to the load warp; with it the store may still read it when this returns: the next waits for that.
     """
     row_part, column_part = group // tiling.column_parts, group % tiling.column_parts
     first_row = first_query + sm90_mask.thread_row(thread)
@@ -284,7 +305,8 @@ def store_tile(
                 lse_row[first_row + 8 * row] = lse[row]
 
     sharers = tiling.column_parts * sm90_wgmma.WARPGROUP_THREADS
-    if cutlass.const_expr(tiling.column_parts > 1):  # the others still read these 64 rows of Q
+    await_store(thread, tiling)
+    if cutlass.const_expr(tiling.o_apart or tiling.column_parts > 1):  # else the others still read these 64 rows of Q
         cute.arch.barrier(barrier_id=EPILOGUE_BARRIER + row_part, number_of_threads=sharers)
     sm90_wgmma.store_accumulator(acc_o, pv_mma, smem_o, thread)
     cute.arch.fence_view_async_shared()
@@ -294,6 +316,8 @@ def store_tile(
         with cute.arch.elect_one():  # unlike a load, the copy of a store elects no thread by itself
             cute.copy(atom, source, target)
             cute.arch.cp_async_bulk_commit_group()
-            cute.arch.cp_async_bulk_wait_group(0, read=True)
-        cute.arch.sync_warp()  # the thread that gives the slot back may be another one than the one that waited
-        sm90_ring.release(barriers.q_empty, row_part)
+            if cutlass.const_expr(not tiling.o_apart):
+                cute.arch.cp_async_bulk_wait_group(0, read=True)
+        if cutlass.const_expr(not tiling.o_apart):
+            cute.arch.sync_warp()  # the thread that gives the slot back may be another one than the one that waited
+            sm90_ring.release(barriers.q_empty, row_part)

@@ -29,9 +29,14 @@ from dsv4.runtime.loader import load
 # name: (head dimension, flags, configuration where it is not the default)
 KERNELS: dict[str, tuple[int, dict[str, bool], dict[str, Any]]] = {
     "128": (128, {}, {}),
-    "128 causal, sink, pdl": (128, {"causal": True, "has_sink": True, "pdl": True}, {"tile_n": 176}),
+    "128 causal, sink, pdl": (128, {"causal": True, "has_sink": True, "pdl": True}, {"tile_n": 176, "o_apart": False}),
     "64 in three warpgroups": (64, {"causal": True}, {}),
     "256 in one slot, without turns": (256, {}, {"kv_stage": 1, "ping_pong": False, "persistent_ctas": 0}),
+    "256 in two column parts, O apart": (
+        256,
+        {"causal": True},
+        {"tile_m": 64, "pv_n_tile": 128, "tile_n": 64, "kv_stage": 1, "o_apart": True},
+    ),
     "512 in two column parts": (512, {"has_sink": True}, {}),
 }
 
@@ -132,6 +137,7 @@ def test_default_kernels_are_both_head_dimensions_in_every_variant() -> None:
         (256, {"tile_n": 112, "kv_stage": 1}, "smaller tile_n or pv_n_tile"),
         (64, {"tile_n": 144}, "smaller tile_n or pv_n_tile"),
         (256, {"tile_n": 112}, "shared memory"),
+        (256, {"o_apart": True}, "shared memory"),
         (128, {"tile_m": 64, "consumer_warpgroups": 1}, "ping_pong false"),
         (256, {"pv_n_tile": 128}, "consumer_warpgroups"),
     ],
