@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -13,7 +17,7 @@ from dsv4.generator.emit import EmitError
 from dsv4.generator.entry import EXIT_INTERRUPTED
 from dsv4.generator.resources import Refused
 from dsv4.generator.spec import SpecError
-from dsv4.runtime.errors import Dsv4Error
+from dsv4.runtime.errors import CacheRefused, Dsv4Error, Dsv4Warning
 
 INTERRUPTED = "interrupted; what was finished is kept"
 
@@ -54,7 +58,8 @@ def run(application: typer.Typer, arguments: list[str]) -> int:
     """Run a command line; returns its exit code. Known errors become one line on standard error."""
     debug = "--debug" in arguments
     try:
-        code = application(args=arguments, standalone_mode=False)
+        with _warnings_in_a_line(str(application.info.name)):
+            code = application(args=arguments, standalone_mode=False)
         if code != EXIT_INTERRUPTED:
             return code if isinstance(code, int) else EXIT_OK
         message = INTERRUPTED
@@ -62,7 +67,7 @@ def run(application: typer.Typer, arguments: list[str]) -> int:
         return done.exit_code
     except TyperException as problem:
         message, code = problem.format_message(), EXIT_USAGE
-    except (UsageError, SpecError, Refused, EmitError) as problem:
+    except (UsageError, SpecError, Refused, EmitError, CacheRefused) as problem:
         if debug:
             raise
         message, code = str(problem), EXIT_USAGE
@@ -74,6 +79,22 @@ def run(application: typer.Typer, arguments: list[str]) -> int:
         message, code = INTERRUPTED, EXIT_INTERRUPTED
     err.print(f"{application.info.name}: {message}", style="red", markup=False)
     return code
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line(name: str) -> Iterator[None]:
+    """While open, what the runtime warns of is told as errors are, without the place in the code."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Dsv4Warning):
+            err.print(f"{name}: {message}", style="yellow", markup=False)
+        else:
+            shown(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dsv4.tuner.tried import Tried, changed
 SLOWER_MAX = 1.01
 """A winner may be this much slower at one of the measured shapes (what re-measurement resolves), never over all."""
 NOISE_MIN = 0.005
-"""Scores that are closer than this are equal, however quiet their rounds were."""
+"""Scores that are closer than this are equal, however quiet their rounds were; of two that are, the default serves."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def judge(compared: list[dict[str, Any]]) -> Verdict:
     """The verdict on ratios winner / default (``ratio``) at each shape."""
     ratios = [each["ratio"] for each in compared]
     speedup = 1 / geometric_mean(ratios)
-    if speedup <= 1 or max(ratios) > SLOWER_MAX:
+    if speedup < 1 + NOISE_MIN or max(ratios) > SLOWER_MAX:
         why = f"measured in turn with the default it is {speedup:.3f}× as fast, {max(ratios):.3f}× the time at worst"
         return Verdict(False, why, speedup, compared)
     return Verdict(True, f"{speedup:.3f}× as fast as the default, measured in turn", speedup, compared)

@@ -11,7 +11,8 @@ from dsv4.generator.console import UsageError
 from dsv4.generator.kernel import KernelPlan
 from dsv4.runtime.artifact import digest
 from dsv4.runtime.cache import KernelCache
-from dsv4.runtime.tuned import FAKE_DEVICE, Bucket, Device, Policy
+from dsv4.runtime.errors import CacheRefused
+from dsv4.runtime.tuned import FAKE_DEVICE, Bucket, Device, Policy, read_entries
 from dsv4.tuner.budget import Budget
 from dsv4.tuner.protocol import Sizes
 from dsv4.tuner.space import Space
@@ -66,6 +67,17 @@ def require_writable(cache: KernelCache) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{cache.root}: {error.strerror}; valid: a cache that can be written (DSV4_CACHE)") from None
+
+
+def require_entries(cache: KernelCache, op: str, arch: str) -> None:
+    """Raises UsageError, before anything is measured, where the cache's entries of ``op`` are damaged or of another
+    version: a winner could not be kept beside them, and they are not for this version to replace."""
+    try:
+        _, problems = read_entries(cache.tuned_path(op, arch))
+    except CacheRefused as error:
+        problems = [str(error)]
+    if problems:
+        raise UsageError(f"{problems[0]} (no winner could be kept beside it: move the file away, or use another cache)")
 
 
 def journal_path(cache: KernelCache, target: Target, is_fake: bool) -> Path:

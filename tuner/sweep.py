@@ -27,7 +27,7 @@ from dsv4.tuner.builders import Ahead, Builder
 from dsv4.tuner.choose import fastest, finalist
 from dsv4.tuner.encoding import Encoding
 from dsv4.tuner.propose import Proposer, Seen
-from dsv4.tuner.question import Settings, about, journal_path, require_writable, study_name
+from dsv4.tuner.question import Settings, about, journal_path, require_entries, require_writable, study_name
 from dsv4.tuner.space import Config, Space
 from dsv4.tuner.storage import DATABASE_ERRORS, database_words, open_storage
 from dsv4.tuner.study import Claim, Study
@@ -98,10 +98,12 @@ def sweep(
     there is never run on the GPU, and its artifact's evidence says so. ``seeds`` are tried after the default.
 
     Raises CheckFailed if the default itself cannot be built, is wrong or cannot be measured (there is then nothing to
-    compare with) and if the disk is full or the storage fails; UsageError for an empty space and for a cache that
-    cannot be written. After an interrupt the result says so, and nothing is kept as a winner.
+    compare with) and if the disk is full or the storage fails; UsageError for an empty space, for a cache that cannot
+    be written and for one whose entries are damaged or of another version. After an interrupt the result says so, and
+    nothing is kept as a winner.
     """
     require_writable(cache)
+    require_entries(cache, target.op, target.arch)
     space = target.space()
     try:
         return _sweep(target, space, settings, cache, builder, measure, storage, say, watch, preflight, seeds)

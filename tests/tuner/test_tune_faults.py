@@ -208,6 +208,25 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(cach
     assert gpu.requests == [] and gpu.builder.built == []
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"tuned_schema": 9}]', "tuned_schema: found 9; valid: 1"),
+        ("{}", "found dict; valid: a list of tuned entries"),
+        ("[{", "found no readable JSON"),
+    ],
+)
+def test_entries_of_another_version_are_said_before_anything_is_measured(cache, content, words):
+    path = cache.tuned_path(TARGET.op, TARGET.arch)
+    path.parent.mkdir(mode=0o700)
+    path.write_text(content)
+    path.chmod(0o600)
+    gpu = FakeGpu(FakeBuilder(cache), cost)
+    with pytest.raises(UsageError, match=words):
+        run(cache, gpu)
+    assert gpu.requests == [] and gpu.builder.built == [] and path.read_text() == content
+
+
 def test_two_sweeps_on_one_cache_share_the_study_and_keep_one_winner(cache):
     gpus = [FakeGpu(FakeBuilder(cache), cost) for _ in range(2)]
     results = []

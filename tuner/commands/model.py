@@ -127,7 +127,7 @@ def _tune(
     """The device's name, and what became of each of ``work``."""
     try:
         from dsv4.tuner import tune_model
-        from dsv4.tuner.question import Settings, require_writable
+        from dsv4.tuner.question import Settings, require_entries, require_writable
         from dsv4.tuner.storage import open_storage
         from dsv4.tuner.view import Board
     except ModuleNotFoundError as missing:
@@ -136,6 +136,8 @@ def _tune(
     means = measuring(measure, first.target.default(), cache, jobs=jobs, prebuilt=prebuilt, by="model", gpus=gpus)
     here, builder = means.device, means.builder
     require_writable(cache)
+    for op in sorted({job.op for job in work if job.obstacle is None}):
+        require_entries(cache, op, first.arch)
     for job in work:
         job.look(cache, here)
     settings: Settings = Settings(
