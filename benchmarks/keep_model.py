@@ -1,7 +1,8 @@
 """Keep a whole-model sweep that ran on a GPU: ``python -m benchmarks.keep_model FOLDER flash``.
 
-FOLDER holds model.json (``dsv4-tune model --json``), entries.json (``dsv4-tune export``) and studies/ (the journals of
-the cache). A dated folder of ``benchmarks/results/models`` gets turns.json (each kernel: its shapes, what the winner of
+FOLDER holds model.json (``dsv4-tune model --json``; one a run where it took several, model1.json, model2.json …: of
+each kernel the last one that swept it counts), entries.json (``dsv4-tune export``) and studies/ (the journals of the
+cache). A dated folder of ``benchmarks/results/models`` gets turns.json (each kernel: its shapes, what the winner of
 every bucket gained on the default, how many configurations which GPU ran), entries.json (to be imported anywhere) and
 the report of each study as a page.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +37,22 @@ def kept(model: dict[str, Any], device: str, date: str) -> dict[str, Any]:
         raise UsageError(f"model.json: found times of {device}; valid: a sweep on a GPU")
     kernels = [{name: each[name] for name in _OF_A_KERNEL} | _found(each["result"]) for each in model["kernels"]]
     return {"date": date, "device": device, "steps": model["steps"], "kernels": kernels}
+
+
+def last_swept(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``dsv4-tune model --json`` of several runs, the oldest first, as one: the newest, but of a kernel that it passed
+    over (entries served it already) what the last run before says that swept it."""
+    *before, newest = runs
+
+    def last(kernel: dict[str, Any]) -> dict[str, Any]:
+        same = [each for run in before for each in run["kernels"] if _which(each) == _which(kernel) and each["result"]]
+        return kernel if kernel["result"] or not same else {**same[-1], "served": kernel["served"]}
+
+    return {**newest, "kernels": [last(kernel) for kernel in newest["kernels"]]}
+
+
+def _which(kernel: dict[str, Any]) -> list[Any]:
+    return [kernel["op"], kernel["dims"], kernel["variant"]]
 
 
 def _found(result: dict[str, Any] | None) -> dict[str, Any]:
@@ -70,11 +88,12 @@ def main(
 ) -> None:
     """Write the dated folder."""
     out = Console(highlight=False, markup=False, soft_wrap=True)
-    source = folder / "model.json"
-    date = datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat()
-    model, entries = (
-        json.loads((folder / each).read_text(encoding="utf-8")) for each in ("model.json", "entries.json")
-    )
+    sources = sorted(folder.glob("model*.json"))
+    if not sources:
+        raise UsageError(f"{folder}: found no model.json; valid: a folder with what dsv4-tune model --json printed")
+    date = datetime.fromtimestamp(sources[-1].stat().st_mtime, UTC).date().isoformat()
+    *runs, entries = (json.loads(each.read_text(encoding="utf-8")) for each in (*sources, folder / "entries.json"))
+    model = last_swept(runs)
     device = model.get("device") or entries["entries"][0]["question"]["device"]["name"]
     turns = kept(model, device, date)
     target = MODELS / f"{date}_{device_slug(turns['device'])}_{name}"
