@@ -154,7 +154,7 @@ def other_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
 def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     """Cases with more work than CTAs, for CTAs that take one piece after another; else none.
 
-    For fmha two query tiles more, over 2 and 3 key tiles; for attention over gathered rows its own cases with more
+    For fmha two query tiles more, over no, 2 and 3 key tiles; for attention over gathered rows its own cases with more
     queries, in decoding where there are so few CTAs.
     """
     by_turns = manifest.config.get("splits") == 0 and int(manifest.config.get("split_ctas", 132)) < FEW_CTAS
@@ -165,7 +165,7 @@ def wide_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     ctas = int(manifest.config.get("persistent_ctas", 0)) if manifest.op == "fmha" else 0
     if not ctas:
         return []
-    keys = [tiles * int(manifest.config["tile_n"]) + 5 for tiles in (1, 2)]
+    keys = [0, *(tiles * int(manifest.config["tile_n"]) + 5 for tiles in (1, 2))]
     return [_fmha_case(manifest, fmha.Shape(1, 67, each, ctas + 2, ctas + 2), seed) for each in keys]
 
 
