@@ -71,6 +71,7 @@ class SparseAttentionDecodeBenchmark:
             "length0": None,
             "length1": None,
             **dict.fromkeys(("kv0", "kv1", "table1", "count1", "max_logits")),
+            "parts": workspace(batch * queries, heads),
         }
         rows = min(POOL_ROWS_MAX, batch * POOL_ROWS_OF_REQUEST)
         for number, (keys, page) in enumerate(((s["K0"], 256), (s["K1"], s["page"]))):
@@ -149,6 +150,15 @@ def drawn_pool(rows: int, page: int, generator: torch.Generator) -> tuple[torch.
     block[:, page * body.shape[1] : page * ROW_BYTES] = tail.view(drawn, -1)
     times = -(-rows // (drawn * page))
     return block.repeat(times, 1), times * drawn * page
+
+
+def workspace(tokens: int, heads: int) -> torch.Tensor:
+    """As the door makes it."""
+    import torch
+
+    from dsv4.runtime.ops.sparse_attention_decode import PART_NUMBERS, parts_wanted
+
+    return torch.empty(parts_wanted(tokens, heads), PART_NUMBERS, device="cuda")
 
 
 def page_flag() -> str:

@@ -65,7 +65,7 @@ def on_gpu(artifact: Artifact) -> Iterator[tuple[Case, dict[str, np.ndarray], li
     kernel = load(artifact, torch.cuda.get_device_capability())
     for case in cases_of(artifact, "cuda"):
         outputs = PoisonedOutputs(case.outputs, case.device)
-        kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views}))
+        kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views, **case.inouts}))
         torch.cuda.synchronize()
         yield case, {name: bits(view) for name, view in outputs.views.items()}, outputs.findings()
 
@@ -78,7 +78,7 @@ def on_emulator(artifact: Artifact, schedule: str) -> Iterator[tuple[Case, dict[
     kernel.schedule = schedule
     for case in cases_of(artifact, "cpu"):
         outputs = PoisonedOutputs(case.outputs, case.device)
-        kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views}))
+        kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views, **case.inouts}))
         assert kernel.report is not None
         findings = outputs.findings() + [finding.line() for finding in kernel.report.findings]
         yield case, {name: bits(view) for name, view in outputs.views.items()}, findings

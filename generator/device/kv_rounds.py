@@ -23,6 +23,19 @@ ORDERED = 512
 """Requests up to which they are sorted by how many keys they have."""
 
 
+class Rest(NamedTuple):
+    """Items behind ``rounds`` full rounds: each is shared by ``parts`` CTAs, ``part_tiles`` tiles each or what is left.
+
+    This CTA has part ``part`` of the item that is number ``item`` behind the rounds. All items have as many keys.
+    """
+
+    rounds: Int32
+    parts: Int32
+    part_tiles: Int32
+    item: Int32
+    part: Int32
+
+
 class Work(NamedTuple):
     """What CTA ``cta`` of ``ctas`` takes of ``items``: one in each round, every other round in reversed order, so
     that all CTAs have as many keys where those of the queries become fewer and fewer. Item i is query i // ``blocks``
@@ -30,6 +43,8 @@ class Work(NamedTuple):
 
     ``queries``: of a request. ``pools``, ``indices``, ``lengths`` and ``pages``: those of the one or two segments of a
     query's keys, as the kernel has them. The second one's index may be a table of pages.
+
+    ``rest`` is None, or says how the items behind the first ``rest.rounds`` rounds are taken: see ``Rest``.
     """
 
     cta: Int32
@@ -43,6 +58,7 @@ class Work(NamedTuple):
     pages: tuple
     requests: Int32
     order: cute.Tensor | None
+    rest: Rest | None
 
 
 @cute.jit
@@ -68,13 +84,25 @@ def sort_requests(work: cutlass.Constexpr, tiles: cute.Tensor, thread: Int32, th
 @cute.jit
 def item_of(work: cutlass.Constexpr, turn: Int32) -> Int32:
     """The item of this CTA in round ``turn``; none below ``items`` after the last one."""
-    return turn * work.ctas + (work.ctas - 1 - work.cta if turn % 2 == 1 else work.cta)
+    item = turn * work.ctas + (work.ctas - 1 - work.cta if turn % 2 == 1 else work.cta)
+    if cutlass.const_expr(work.rest is not None):  # noqa: SIM102  # known when this is traced, the other is not
+        if turn == work.rest.rounds:
+            item = turn * work.ctas + work.rest.item
+    return item
+
+
+@cute.jit
+def is_part(work: cutlass.Constexpr, turn: Int32):
+    """Whether round ``turn`` is the last one, of items that CTAs share."""
+    return turn == work.rest.rounds and work.rest.parts > 1
 
 
 @cute.jit
 def rounds_of(work: cutlass.Constexpr) -> Int32:
     """How many items this CTA takes."""
     whole = work.items // work.ctas
+    if cutlass.const_expr(work.rest is not None):
+        whole = work.rest.rounds
     return whole + (Int32(1) if item_of(work, whole) < work.items else Int32(0))
 
 
@@ -121,6 +149,24 @@ def _keys_of_request(work: cutlass.Constexpr, request: Int32, query: Int32) -> t
 def tiles_of(first_keys: Int32, second_keys: Int32) -> Int32:
     """Tiles of an item with these keys in its segments: one at least."""
     return cutlass.max(kv_rows.tiles_of(first_keys) + kv_rows.tiles_of(second_keys), 1)
+
+
+@cute.jit
+def span_of(work: cutlass.Constexpr, turn: Int32, first_keys: Int32, second_keys: Int32) -> tuple[Int32, Int32]:
+    """Of this CTA's item of round ``turn``, which has these keys: its first tile, and the one behind its last."""
+    first, end = Int32(0), tiles_of(first_keys, second_keys)
+    if cutlass.const_expr(work.rest is not None):  # noqa: SIM102  # known when this is traced, the other is not
+        if turn == work.rest.rounds:
+            first = work.rest.part * work.rest.part_tiles
+            end = cutlass.min(end, first + work.rest.part_tiles)
+    return first, end
+
+
+@cute.jit
+def tiles_in(work: cutlass.Constexpr, turn: Int32, first_keys: Int32, second_keys: Int32) -> Int32:
+    """How many tiles that are."""
+    first, end = span_of(work, turn, first_keys, second_keys)
+    return end - first
 
 
 @cute.jit
@@ -205,7 +251,8 @@ class Ahead(NamedTuple):
 @cute.jit
 def _go_to(work: cutlass.Constexpr, ahead: cutlass.Constexpr, turn: Int32, first_keys: Int32, second_keys: Int32):
     """``ahead`` becomes the first tile of the item of round ``turn``, which has these keys."""
-    ahead.numbers[0], ahead.numbers[1] = turn, Int32(0)
+    first_tile, _ = span_of(work, turn, first_keys, second_keys)
+    ahead.numbers[0], ahead.numbers[1] = turn, first_tile
     ahead.numbers[2], ahead.numbers[3] = first_keys, second_keys
     ahead.numbers[4], ahead.numbers[5] = keys_of(work, item_of(work, turn + 1))
     ahead.starts[0], ahead.starts[1] = index_addresses(work, item_of(work, turn))
@@ -225,7 +272,8 @@ def load_next(
     key = (tile - first_tile) * TILE_KEYS + kv_rows.key_of(warp, lane, kv_rows.WARP_KEYS, True)
     entry = _load_entry(work, is_second, key, count, start, lane)
     ahead.numbers[1] = tile + 1
-    if tile + 1 == tiles_of(first_keys, second_keys):
+    _, end = span_of(work, ahead.numbers[0], first_keys, second_keys)
+    if tile + 1 == end:
         _go_to(work, ahead, ahead.numbers[0] + 1, ahead.numbers[4], ahead.numbers[5])
     return entry, is_second, key
 
@@ -249,7 +297,7 @@ def feed(
     ahead = Ahead(cute.make_rmem_tensor((6,), Int32), cute.make_rmem_tensor((2,), Int64))
     first_keys, second_keys = keys_of(work, item_of(work, Int32(0)))
     _go_to(work, ahead, Int32(0), first_keys, second_keys)
-    tiles = tiles_of(first_keys, second_keys)
+    tiles = tiles_in(work, Int32(0), first_keys, second_keys)
     entry, is_second, key = load_next(work, ahead, warp, lane)
     row, body, tail = locate(work, is_second, key, entry)
     low, high = kv_rows.load_scales(tail, row >= 0)
@@ -260,7 +308,7 @@ def feed(
     entry, is_second, key = load_next(work, ahead, warp, lane)
     slot, phase = Int32(0), Int32(0)
     for turn in cutlass.range(rounds_of(work), unroll=1):
-        next_tiles = tiles_of(*keys_of(work, item_of(work, turn + 1)))
+        next_tiles = tiles_in(work, turn + 1, *keys_of(work, item_of(work, turn + 1)))
         for _ in cutlass.range(tiles, unroll=1):
             factors = kv_halves.factors_of(low, high, lane)
             row, body, tail = locate(work, is_second, key, entry)

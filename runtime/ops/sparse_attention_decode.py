@@ -17,6 +17,11 @@ from dsv4.runtime.reference import sparse_attention_decode as reference
 GATHER4_ARCHS = ("sm_100a",)
 """Where the copy engine takes four rows at once, of pools that are whole rows from page to page."""
 
+PARTS = 132
+"""Parts of queries' keys that a call makes room for: the CTAs of a kernel for sm_90a that take queries by turns."""
+PART_NUMBERS = 64 * KV_WIDTH + 2 * 64
+"""Float32 numbers of a part: O, m and l of 64 heads."""
+
 
 def served(
     q: torch.Tensor,
@@ -39,6 +44,7 @@ def served(
     sizes |= pool_sizes(pool if extra is None else extra, 1)
     if extra_rows is not None:
         sizes["K1"] = extra_rows.shape[2]
+    sizes["W"] = parts_wanted(q.shape[0] * q.shape[1], q.shape[2])
     flags = {
         "cache": page_format(cache, dispatch.arch_of(q.device), pool, *([] if extra is None else [extra])),
         "extra": "none" if extra is None else "rows",
@@ -100,6 +106,23 @@ def pool_arguments(pool: Pool | None) -> tuple[torch.Tensor | None, torch.Tensor
     return None, pool.data.view(-1, pool.width), 1
 
 
+def parts_wanted(tokens: int, heads: int) -> int:
+    """For how many parts of the keys of ``tokens`` queries the kernel is given room."""
+    return PARTS if tokens * -(-heads // 64) > PARTS else 0
+
+
+def _workspace(
+    q: torch.Tensor, pool: Pool, length: torch.Tensor | None, extra_keys: tuple[torch.Tensor | None, ...]
+) -> torch.Tensor | None:
+    """Where the kernel may put parts, if it does: one of packed pages, more than 32 heads and no lengths."""
+    _, extra_length, table, _ = extra_keys
+    has_lengths = any(each is not None for each in (length, extra_length, table))
+    if pool.format is not PoolFormat.KV_FP8 or q.shape[2] <= 32 or has_lengths:
+        return None
+    rows = parts_wanted(q.shape[0] * q.shape[1], q.shape[2])
+    return q.new_empty((rows, PART_NUMBERS), dtype=torch.float32)
+
+
 def call(
     kernel: Callable[..., None],
     q: torch.Tensor,
@@ -142,8 +165,10 @@ def launched(
     scale = KV_WIDTH**-0.5 if softmax_scale is None else softmax_scale
     *first, page = pool_arguments(pool)
     *second, second_page = pool_arguments(extra)
-    keys, sink = (narrow(rows), narrow(length)), dense(sink)
-    kernel(q, *first, *keys, *second, *extra_keys, sink, out, lse, max_logits, page, second_page, scale, empty_lse)
+    keys, sink, parts = (narrow(rows), narrow(length)), dense(sink), _workspace(q, pool, length, extra_keys)
+    kernel(
+        q, *first, *keys, *second, *extra_keys, sink, out, lse, max_logits, parts, page, second_page, scale, empty_lse
+    )
     return out, lse
 
 

@@ -52,7 +52,7 @@ def launched(artifact: Artifact, case: Case, requests: slice, schedule: str) -> 
     q = values["q"]
     assert isinstance(q, torch.Tensor)
     out, lse = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
-    values.update(max_logits=None, out=out, lse=lse)
+    values.update(max_logits=None, out=out, lse=lse, **case.inouts)
     kernel(*[values[argument.name] for argument in artifact.manifest.contract.arguments])
     assert kernel.report is not None and kernel.report.ok
     return out, lse

@@ -180,7 +180,7 @@ def test_pools_beyond_31_bits_of_bytes(name: str, tmp_path: Path) -> None:
     outputs = PoisonedOutputs(case.outputs, case.device)
     artifact = builds.artifact(result)
     kernel = EmulatedKernel(artifact)
-    kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views}))
+    kernel(*bind(artifact.manifest.contract, {**case.inputs, **outputs.views, **case.inouts}))
     assert kernel.report is not None and kernel.report.ok and outputs.findings() == []
     assert judge(artifact.manifest.op, outputs.views, case).findings == ()
 

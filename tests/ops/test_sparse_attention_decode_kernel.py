@@ -44,6 +44,8 @@ CONFIGURATIONS: dict[str, tuple[int, dict[str, bool | str], dict[str, int | str]
     "more queries than CTAs": (72, ALL, {"split_ctas": 8}),
     "more queries than CTAs, pages": (64, {"extra": "pages", "has_max": True}, {"split_ctas": 8}),
     "more queries than CTAs, window only": (64, {"has_length0": True, "has_sink": True}, {"split_ctas": 8}),
+    "more queries than CTAs, shared": (64, {"extra": "rows", "has_sink": True, "has_max": True}, {"split_ctas": 8}),
+    "more queries than CTAs, shared, 72 heads": (72, {"pdl": True}, {"split_ctas": 8}),
 }
 
 
@@ -163,7 +165,7 @@ def test_splits_fill_the_chip_and_leave_each_cta_a_tile(
         (148, (64, 0), 0),  # one tile each: nothing to share
     ],
 )
-def test_what_is_left_of_full_rounds_is_shared(
+def test_what_is_left_of_full_rounds_is_a_small_batch_where_parts_have_no_room(
     built: dict[str, BuildResult], tmp_path: Path, requests: int, keys: tuple[int, int], left: int
 ) -> None:
     first, *further = launches(built, tmp_path, requests, 1, keys)
@@ -175,10 +177,34 @@ def test_what_is_left_of_full_rounds_is_shared(
         assert launch["grid"] == [left * splits, 64 // heads, 1] and left * splits * 64 // heads <= 132
 
 
+@pytest.mark.parametrize(
+    ("requests", "keys", "room", "left"),
+    [
+        (140, (128, 512), 132, 8),
+        (148, (128, 512), 132, 16),
+        (172, (128, 512), 132, 40),
+        (198, (128, 512), 132, 0),  # two CTAs each: as long as one
+        (198, (128, 4096), 132, 66),
+        (199, (128, 4096), 132, 0),  # two CTAs for each of 67 would not find room
+        (264, (128, 512), 132, 0),
+        (9000, (128, 512), 200, 24),
+        (148, (64, 0), 132, 0),  # one tile each: nothing to share
+    ],
+)
+def test_what_is_left_of_full_rounds_is_shared_among_their_ctas(
+    built: dict[str, BuildResult], tmp_path: Path, requests: int, keys: tuple[int, int], room: int, left: int
+) -> None:
+    first, *further = launches(built, tmp_path, requests, 1, keys, room)
+    assert first["grid"] == [132, 1, 1] and len(further) == (left > 0)
+    for launch in further:
+        assert launch["kernel"].startswith("kernel_cutlass_sparse_attention_decode_parts_kernel")
+        assert launch["grid"] == [32, left, 1] and launch["pdl"]
+
+
 def launches(
-    built: dict[str, BuildResult], tmp_path: Path, requests: int, queries: int, keys: tuple[int, int]
+    built: dict[str, BuildResult], tmp_path: Path, requests: int, queries: int, keys: tuple[int, int], room: int = 0
 ) -> list[dict[str, Any]]:
-    """What one call with these sizes launches."""
+    """What one call with these sizes launches, with a workspace of ``room`` parts."""
     result = built["as many splits as there is room for"]
     shutil.copy(builds.folder(result) / "kernel.so", tmp_path)
 
@@ -190,7 +216,12 @@ def launches(
     index0, index1 = (tensor("i32", requests, queries, count) for count in keys)
     none = {"none": True}
     arguments = [out, pool, none, index0, none, pool, none, index1, none, none, none, tensor("f32", 64), out]
-    arguments += [tensor("f32", requests, 64, queries), none, *({"scalar": value} for value in (64, 64, 0.04, -1e30))]
+    arguments += [
+        tensor("f32", requests, 64, queries),
+        none,
+        tensor("f32", room, 64 * 514),
+        *({"scalar": value} for value in (64, 64, 0.04, -1e30)),
+    ]
     artifact = Artifact.read(builds.folder(result))
     request = {"function": artifact.manifest.function, "candidates": [arguments]}
     return probe.run(tmp_path, request, artifact.root / "support" / "libdsv4_probe.so")

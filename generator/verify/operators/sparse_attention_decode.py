@@ -17,6 +17,7 @@ import torch
 from dsv4.generator.verify import judging
 from dsv4.generator.verify.case import Case, OutputLayout, Value, Verdict
 from dsv4.runtime.artifact import Scalar
+from dsv4.runtime.ops.sparse_attention_decode import PART_NUMBERS, PARTS
 from dsv4.runtime.pool import KV_WIDTH, Pool, PoolFormat, page_bytes
 from dsv4.runtime.reference import pages
 from dsv4.runtime.reference.sparse_attention import sparse_attention
@@ -27,7 +28,7 @@ TILE = 64
 NOBODY = (-1, -1, -7, 1 << 30, -(1 << 31), (1 << 31) - 1)
 """What stands in an index where there is no key: −1, and numbers outside the pool."""
 
-ABSENT = ("pool0", "kv0", "length0", "pool1", "kv1", "index1", "length1", "table1", "count1")
+ABSENT = ("pool0", "kv0", "length0", "pool1", "kv1", "index1", "length1", "table1", "count1", "parts")
 """Arguments that only some variants have."""
 
 THOROUGH_CASES = (2, 6)
@@ -76,6 +77,7 @@ def _shapes() -> list[Shape]:
         Shape("a sink of minus infinity takes nothing", 2, 1, (64, 64), sink=-math.inf),
         Shape("a sink far above the scores", 2, 1, (65, 64), sink=30.0),
         Shape("many queries of a tile in one segment, or of none", len(few_keys), 1, (64, 1), lengths=few_keys),
+        Shape("a request more than eight, its first tiles empty", 9, 1, (320, 130), pattern="late", holes=0.2),
         Shape("no request", 0, 1, (128, 64)),
         Shape("no columns", 2, 1, (0, 0)),
     ]
@@ -85,13 +87,23 @@ def cases(
     dims: dict[str, int], variant: dict[str, Scalar], *, config: dict[str, Scalar], seed: int, device: torch.device
 ) -> list[Case]:
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    return [case_of(shape, dims, variant, generator, device) for shape in _shapes()]
+    parts = int(config.get("split_ctas", 0))
+    return [case_of(shape, dims, variant, generator, device, parts=parts) for shape in _shapes()]
 
 
 def case_of(
-    shape: Shape, dims: dict[str, int], variant: dict[str, Scalar], generator: torch.Generator, device: torch.device
+    shape: Shape,
+    dims: dict[str, int],
+    variant: dict[str, Scalar],
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    parts: int = PARTS,
 ) -> Case:
-    """One case of this shape; the values are the next that ``generator`` (on the CPU) gives."""
+    """One case of this shape; the values are the next that ``generator`` (on the CPU) gives.
+
+    With more queries and blocks of 64 heads than ``parts`` the workspace has room for so many, and for none else.
+    """
     requests, queries, heads, gap = shape.requests, shape.queries, dims["H"], shape.gap
     tokens, scale = requests * queries, KV_WIDTH**-0.5
     direction = torch.randn(KV_WIDTH, generator=generator).sign()
@@ -140,6 +152,7 @@ def case_of(
         name=shape.name,
         inputs={name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()},
         outputs=_outputs(requests, queries, heads, gap, has_max=bool(variant["has_max"])),
+        inouts={"parts": _workspace(tokens, heads, parts, device)} if _has_parts(dims, variant) else {},
         expected={
             name: value.unflatten(0, (requests, queries)).to(device)
             if name == "out"
@@ -147,6 +160,17 @@ def case_of(
             for name, value in expected.items()
         },
     )
+
+
+def _has_parts(dims: dict[str, int], variant: dict[str, Scalar]) -> bool:
+    """Whether the kernel is given room for parts of queries' keys."""
+    varied = variant["has_length0"] or variant["has_length1"] or variant["extra"] == "pages"
+    return variant["cache"] == "kv_fp8" and dims["H"] > 32 and not varied
+
+
+def _workspace(tokens: int, heads: int, parts: int, device: torch.device) -> torch.Tensor:
+    """Room for ``parts`` parts, full of NaN, where there are more queries and blocks of 64 heads; for none else."""
+    return torch.full((parts if tokens * -(-heads // 64) > parts else 0, PART_NUMBERS), math.nan, device=device)
 
 
 def _max_logits(q: torch.Tensor, pools: list[Pool], rows: list[torch.Tensor], scale: float) -> torch.Tensor:
@@ -329,6 +353,7 @@ def workload(
     }
     values |= dict.fromkeys(ABSENT) | {"page1": 1}
     values["max_logits"] = torch.empty(requests, heads, queries, device=device) if variant["has_max"] else None
+    values["parts"] = _workspace(requests * queries, heads, PARTS, device) if _has_parts(dims, variant) else None
     for number in range(1 if variant["extra"] == "none" else 2):
         keys, page, rows = sizes[f"K{number}"], sizes[f"page{number}"], sizes["rows"]
         if variant["cache"] == "plain":
