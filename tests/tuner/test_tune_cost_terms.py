@@ -37,10 +37,35 @@ def test_instructions_follow_the_loads_where_all_are_loaded_at_once():
     counts = one(QUANTIZE, {"T": 64})
     assert counts.in_flight is None
     alone, more = (predicted(replace(counts, of_a_thread=number)).us for number in (100, 1100))
-    assert more - alone == pytest.approx(1000 * Coefficients().instruction_cycles / CHIP.cycles)
+    assert more - alone == pytest.approx(1000 * Coefficients().instruction_cycles / CHIP.cycles, rel=1e-3)
     looping = replace(counts, in_flight=1e6)  # a pipeline hides most of them under its limits
     less, same = (predicted(replace(looping, of_a_thread=number)).us for number in (100, 200))
     assert 0 < same - less < 0.3 * 100 * Coefficients().instruction_cycles / CHIP.cycles
+
+
+def test_the_issue_slots_do_not_take_the_chains_instructions_a_second_time():
+    counts = one(QUANTIZE, {"T": 64})
+    own_us = counts.of_a_thread * Coefficients().instruction_cycles / CHIP.cycles
+    slot_us = counts.share / (CHIP.instructions * Coefficients().issue_share)
+
+    def issue_us(share: float) -> float:
+        return predicted(replace(counts, instructions=share * own_us / slot_us)).parts["issue"]
+
+    assert issue_us(0.5) == 0 and issue_us(3.0) == pytest.approx(2 * own_us)
+
+
+def test_of_few_tokens_most_warps_leave_at_once_and_each_takes_as_long():
+    choose = Target("router_choose", "sm_90a")
+    one_token, many = one(choose, {"T": 1, "S": 1}), one(choose, {"T": 256, "S": 1})
+    assert one_token.of_a_thread == many.of_a_thread
+    assert many.instructions == pytest.approx(256 * one_token.instructions)
+
+
+def test_logits_that_a_thread_does_not_hold_are_read_in_a_loop():
+    sample = Target("sample", "sm_90a", dims={"V": 129280})
+    few, many = one(sample, {"R": 1}), one(sample, {"R": 64})
+    assert few.in_flight == 0 and many.in_flight == 64 * 512
+    assert few.of_a_thread == 720 + 44 * 16 and many.of_a_thread == 720 + 27 * 128
 
 
 @pytest.mark.parametrize(

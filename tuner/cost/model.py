@@ -3,13 +3,14 @@
     t = launches · launch + Σ (chain of one CTA + limits)
 
 A CTA's chain is what follows one after another in it (trips to memory, barriers, dependent cycles, and where it loads
-all that it needs at once, the instructions of a thread). The limits are HBM, bytes in flight (Little's law, with the
-latency of a trip where memory is idle and a longer one where it is busy), the SMs' ports to the L2, tensor cores,
-exponentials, issue slots and shared memory, each at its rate times a calibrated efficiency; those of an SM for the
-busiest one, so that a wave that is not full, an odd number of tiles and padding count; of a CTA that loads in a loop
-what one warp takes for its instructions and what its steps wait for, however few others there are; and how many CTAs
-the chip can start. To these belongs what further waves or units of the same slot take one after another;
-the fewer CTAs an SM holds, the more of it is in the open. A p-norm joins them: none hides another one fully.
+all that it needs at once, the instructions of a thread, which the issue slots then have no need of a second time). The
+limits are HBM, bytes in flight (Little's law, with the latency of a trip where memory is idle and a longer one where it
+is busy), the SMs' ports to the L2, tensor cores, exponentials, issue slots and shared memory, each at its rate times a
+calibrated efficiency; those of an SM for the busiest one, so that a wave that is not full, an odd number of tiles and
+padding count; of a CTA that loads in a loop what one warp takes for its instructions and what its steps wait for,
+however few others there are; and how many CTAs the chip can start. To these belongs what further waves or units of the
+same slot take one after another; the fewer CTAs an SM holds, the more of it is in the open. A p-norm joins them: none
+hides another one fully.
 
 The coefficients are few and belong to a chip's generation, not to operators. They have priors, so that a fit in which
 nothing says anything about one leaves it where it was.
@@ -120,8 +121,12 @@ def predict(launches: Sequence[LaunchCounts], chip: Rates, coefficients: Coeffic
 
 def _chain_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
     waits = each.trips * c.trip_us + each.syncs * c.sync_us + each.cluster_syncs * c.cluster_us
-    alone = 0.0 if each.in_flight else each.of_a_thread * c.instruction_cycles  # nothing is loaded behind them
-    return waits + (each.cycles + alone) / chip.cycles
+    return waits + each.cycles / chip.cycles + _alone_us(each, chip, c)
+
+
+def _alone_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
+    """What a thread's instructions take where nothing is loaded behind them."""
+    return 0.0 if each.in_flight else each.of_a_thread * c.instruction_cycles / chip.cycles
 
 
 def _turn_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> float:
@@ -137,13 +142,14 @@ def _limits_us(each: LaunchCounts, chip: Rates, c: Coefficients) -> dict[str, fl
         load = min(1.0, hbm_us / (steps * c.latency_us))
         in_flight_us = steps * (c.trip_us + load * max(0.0, c.latency_us - c.trip_us))
     mma = each.mma_flop / chip.mma_flop + each.mma_sync_flop / chip.mma_sync_flop
+    issue_us = each.instructions * each.share / (chip.instructions * c.issue_share)
     return {
         "hbm": hbm_us,
         "in_flight": in_flight_us,
         "l2": each.l2_bytes * each.share / (chip.l2_bytes * c.l2_share),
         "mma": mma * each.share / c.mma_share,
         "exp2": each.exp2 * each.share / (chip.exp2 * c.exp2_share),
-        "issue": each.instructions * each.share / (chip.instructions * c.issue_share),
+        "issue": max(0.0, issue_us - _alone_us(each, chip, c)),  # the first wave's are in the chain
         "smem": each.smem_bytes * each.share / (chip.smem_bytes * c.smem_share),
         "serial": _serial_us(each, chip, c),
         "ctas": each.ctas / chip.ctas,
