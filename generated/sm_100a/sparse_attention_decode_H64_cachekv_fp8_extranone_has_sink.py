@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=148, cta_group=1, operand_order=heads_as_rows, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, k_operand=smem, opt_level=3
-# spec sha256: a3719db72489c5803e142b57da8e7f49ca8b116cc33b8166c8dc3f13860b1f53
+# spec sha256: 4fee1dad66d8a206612fefc8c491f8e90b049af0200a16bcf2195303fe6d5068
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised
@@ -55,6 +55,7 @@ VARIANTS = (
 HEADS = 64
 HEAD_BLOCKS = 1  # of 64 heads or what is left, a cluster each
 HEAD_DIM = 512
+PART_NUMBERS = 64 * HEAD_DIM + 2 * 64
 SPLIT_CTAS = 148  # up to which the keys of a query are split among CTAs
 SLOTS = 2  # tiles of keys in shared memory
 Q_TMEM_COLUMNS = 384
@@ -316,6 +317,7 @@ def launch(
     out: cute.Tensor,
     lse: cute.Tensor,
     max_logits: cute.Tensor | None,
+    parts: cute.Tensor | None,
     page0: Int32,
     page1: Int32,
     softmax_scale: Float32,
@@ -397,6 +399,11 @@ def arguments(variant):
         strides = tuple(cute.sym_int64() for _ in range(3))
         return make_fake_tensor(Float32, (requests, HEADS, queries), strides, assumed_align=4)
 
+    def workspace():  # of use on sm_90a only
+        return make_fake_tensor(
+            Float32, (cute.sym_int(), PART_NUMBERS), (PART_NUMBERS, 1), assumed_align=16
+        )
+
     return (
         heads_of_tokens(),
         pool(),
@@ -413,6 +420,7 @@ def arguments(variant):
         heads_of_tokens(),
         numbers(),
         numbers() if variant["has_max"] else None,
+        workspace(),
         Int32(1),
         Int32(1),
         Float32(1.0),

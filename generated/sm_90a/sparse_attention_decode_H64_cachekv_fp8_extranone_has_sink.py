@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 9e14141fd4c0da5c41fe293273a837b3d86f12362e928164436d4763f4abdbf4
+# spec sha256: 23cec8bc05bb7bdd53984eb78df5b62f338cb6333d3f6fe5858ce5de2c982a43
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -9,7 +9,8 @@ columns each. The CTAs of a cluster share the tiles; at the end each adds up and
 
 Of few queries CTAs of fewer heads, more of them, take less time: for each call the host code chooses the kernel that
 is expected to take the least. Of more than there are SMs, CTAs without a cluster take one after another; those that
-would be left for a last round with few CTAs are shared among more of them, as few queries are.
+would be left for a last round with few CTAs are shared: each by several CTAs of that round, whose parts a second launch
+puts together, or as few queries are.
 """
 
 import cutlass
@@ -29,6 +30,7 @@ from dsv4.generator.device import (
     sm90_few_output,
     sm90_prefill_score,
     sm90_prefill_value,
+    sm90_rest_parts,
     sm90_ring,
     sm90_sparse_decode,
     sm90_wgmma,
@@ -60,6 +62,9 @@ VARIANTS = (
 HEADS = 64
 HEAD_BLOCKS = 1  # of 64 heads or what is left, a cluster each
 HEAD_DIM = 512
+PART_NUMBERS = (
+    64 * HEAD_DIM + 2 * 64
+)  # of 64 heads: O, m and l of a part of the keys, in the workspace
 SPLIT_CTAS = 132  # up to which the keys of a query are split among CTAs
 # The same for clusters of four and eight: on an H100 whose clusters find room on 120 of 132 SMs, 128 CTAs are two waves.
 LARGE_CLUSTER_CTAS = 112
@@ -78,6 +83,11 @@ SPLITS_64 = (2, 4, 8)
 WHOLE_NS = (9900, 10500, 12800, 18300, 2300)
 HEADS_8_NS = (5200, 6100, 6250, 7100, 1650)
 HEADS_16_NS = (6300, 7500, 7000, 8100, 1770)
+# After full rounds, of items that CTAs share in one more: without the rest; of each tile of a CTA, each part, each item.
+PARTS_NS = (8500, 1700, 20, 160)
+# Of one more round with an item a CTA: without the rest, of each tile, and tenths of each tile and item.
+ROUND_NS = (15000, 900, 43)
+SMALL_NS = 55  # of each item, beside the small batch that the items are then
 RESCALE_ABOVE = 8  # powers of two by which a maximum has to grow before O is scaled
 SCORE_WARP = 4
 VALUE_WARP = 8
@@ -651,11 +661,16 @@ def sparse_attention_decode_rounds_kernel(
     softmax_scale: Float32,
     empty_lse: Float32,
     items: Int32,
+    parts: cute.Tensor,
+    rounds: Int32,
+    part_count: Int32,
+    part_tiles: Int32,
     pdl: cutlass.Constexpr[bool],
 ):
     """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
 
-    The CTAs take the first ``items`` queries and blocks of heads by turns.
+    The CTAs take the first ``items`` queries and blocks of heads by turns. After ``rounds`` rounds ``part_count`` CTAs share
+    each, ``part_tiles`` tiles or what is left a CTA; if those are several, what they make goes to ``parts``.
     """
     thread, _, _ = cute.arch.thread_idx()
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -692,11 +707,16 @@ def sparse_attention_decode_rounds_kernel(
     # With pdl nothing of the launches before this one is read or overwritten before they have ended.
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
-        cute.arch.griddepcontrol_launch_dependents()
+    # The next launch may be the one that puts the parts together. Not before the wait: it relies on all before this.
+    cute.arch.griddepcontrol_launch_dependents()
 
     work = kv_rounds.Work(
         *(cta, ctas, items, HEAD_BLOCKS, q.shape[1], pools, indices, lengths, pages),
-        *(Int32(q.shape[0]), None),
+        *(
+            Int32(q.shape[0]),
+            None,
+            kv_rounds.Rest(rounds, part_count, part_tiles, cta // part_count, cta % part_count),
+        ),
     )
     slot, phase, last = Int32(0), Int32(0), Int32(0)
     if warp < SCORE_WARP:
@@ -721,7 +741,7 @@ def sparse_attention_decode_rounds_kernel(
             item = kv_rounds.item_of(work, turn)
             request, query, block = kv_rounds.place_of(work, item)
             first_head, heads = heads_from(block)
-            tiles = kv_rounds.tiles_of(*kv_rounds.keys_of(work, item))
+            tiles = kv_rounds.tiles_in(work, turn, *kv_rounds.keys_of(work, item))
             own_q = heads_of(q, request, query, first_head)
             # All warps are done with the last item's Q.
             cute.arch.barrier(barrier_id=sm90_sparse_decode.SCORE_BARRIER, number_of_threads=128)
@@ -742,21 +762,24 @@ def sparse_attention_decode_rounds_kernel(
                 ),
                 *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, slot, phase),
             )
-            # Worked out anew, instead of in registers over all tiles.
-            request, query, block = kv_rounds.place_of(
-                work, kv_rounds.item_of(work, not_hoisted(turn))
-            )
-            first_head, heads = heads_from(block)
-            own_lse = numbers_of(lse, request, query, first_head)
-            own_max = None
-            own_sink = sink_of(sink, first_head)
-            sm90_prefill_score.finish(
-                *(row_max, row_sum, row_max, normaliser, own_sink, own_lse, own_max),
-                *(heads, scale_log2, empty_lse, own_thread),
-            )
-            cute.arch.mbarrier_wait(last_empty, last ^ 1)
-            sm90_prefill_score.tell(normaliser, normalisers, last_full, own_thread)
-            last ^= 1
+            if kv_rounds.is_part(work, turn):
+                sm90_rest_parts.store_statistics(parts, cta, row_max, row_sum, own_thread)
+            else:
+                # Worked out anew, instead of in registers over all tiles.
+                request, query, block = kv_rounds.place_of(
+                    work, kv_rounds.item_of(work, not_hoisted(turn))
+                )
+                first_head, heads = heads_from(block)
+                own_lse = numbers_of(lse, request, query, first_head)
+                own_max = None
+                own_sink = sink_of(sink, first_head)
+                sm90_prefill_score.finish(
+                    *(row_max, row_sum, row_max, normaliser, own_sink, own_lse, own_max),
+                    *(heads, scale_log2, empty_lse, own_thread),
+                )
+                cute.arch.mbarrier_wait(last_empty, last ^ 1)
+                sm90_prefill_score.tell(normaliser, normalisers, last_full, own_thread)
+                last ^= 1
     else:
         # Values: each warpgroup 256 columns of O.
         cute.arch.setmaxregister_increase(160)
@@ -765,20 +788,77 @@ def sparse_attention_decode_rounds_kernel(
         factor = cute.make_rmem_tensor((2,), Float32)
         next_first, next_second = kv_rounds.keys_of(work, kv_rounds.item_of(work, Int32(0)))
         for turn in cutlass.range(kv_rounds.rounds_of(work), unroll=1):
-            tiles = kv_rounds.tiles_of(next_first, next_second)
+            tiles = kv_rounds.tiles_in(work, turn, next_first, next_second)
             next_first, next_second = kv_rounds.keys_of(work, kv_rounds.item_of(work, turn + 1))
             slot, phase = sm90_sparse_decode.add_values(
                 tiles, part, ring, barriers, accs_o, own_thread, SLOTS, slot, phase
             )
-            cute.arch.mbarrier_wait(last_full, last)
-            sm90_prefill_value.hear_factors(factor, normalisers, own_thread)
-            cute.arch.sync_warp()
-            sm90_ring.release(last_empty, 0)
-            last ^= 1
-            request, query, block = kv_rounds.place_of(work, kv_rounds.item_of(work, turn))
-            first_head, heads = heads_from(block)
-            own_out = heads_of(out, request, query, first_head)
-            sm90_prefill_value.store(accs_o, factor, own_out, heads, part, own_thread)
+            if kv_rounds.is_part(work, turn):
+                sm90_rest_parts.store_columns(parts, cta, accs_o, part, own_thread)
+            else:
+                cute.arch.mbarrier_wait(last_full, last)
+                sm90_prefill_value.hear_factors(factor, normalisers, own_thread)
+                cute.arch.sync_warp()
+                sm90_ring.release(last_empty, 0)
+                last ^= 1
+                request, query, block = kv_rounds.place_of(work, kv_rounds.item_of(work, turn))
+                first_head, heads = heads_from(block)
+                own_out = heads_of(out, request, query, first_head)
+                sm90_prefill_value.store(accs_o, factor, own_out, heads, part, own_thread)
+
+
+@cute.struct
+class PartsStorage:
+    statistics: cute.struct.Align[cute.struct.MemRange[Float32, 1024], 16]
+
+
+@cute.kernel
+def sparse_attention_decode_parts_kernel(
+    q: cute.Tensor,
+    sink: cute.Tensor | None,
+    out: cute.Tensor,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor | None,
+    softmax_scale: Float32,
+    empty_lse: Float32,
+    parts: cute.Tensor,
+    first_item: Int32,
+    part_count: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """Puts the parts of what the rounds left together: a CTA 16 columns of a query's 64 heads or what is left of them."""
+    thread, _, _ = cute.arch.thread_idx()
+    group, number, _ = cute.arch.block_idx()
+    item = first_item + number
+    token, block = item // HEAD_BLOCKS, item % HEAD_BLOCKS
+    request, query = token // q.shape[1], token % q.shape[1]
+    first_head, heads = heads_from(block)
+    storage = SmemAllocator().allocate(PartsStorage)
+    statistics = storage.statistics.get_tensor(cute.make_layout((2 * 64, sm90_rest_parts.AHEAD)))
+    # Not of the launch before, which has begun when all before it have ended.
+    sinks = sm90_rest_parts.sinks_of(sink_of(sink, first_head), heads, thread)
+    own_max = None
+    cute.arch.griddepcontrol_wait()  # for the rounds, with or without pdl
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_launch_dependents()
+    sm90_rest_parts.add_up(
+        *(
+            parts,
+            number * part_count,
+            part_count,
+            group,
+            sinks,
+            heads_of(out, request, query, first_head),
+        ),
+        *(
+            numbers_of(lse, request, query, first_head),
+            own_max,
+            heads,
+            softmax_scale * softmax.LOG2_E,
+            empty_lse,
+        ),
+        *(statistics, thread),
+    )
 
 
 @cute.jit
@@ -837,6 +917,34 @@ def least_splits_of(
 
 
 @cute.jit
+def parts_of(rest: Int32, tiles: Int32, room: Int32) -> tuple[Int32, Int32]:
+    """How many CTAs share each of ``rest`` items, for whose parts there is ``room``, and tiles of a CTA; (1, all) if none."""
+    tiles = cutlass.max(tiles, 1)
+    most = cutlass.min(cutlass.min(room, ROUND_ITEMS) // cutlass.max(rest, 1), tiles)
+    most = cutlass.max(most, 1) if rest > 0 else Int32(1)
+    part_tiles = (tiles + most - 1) // most
+    return (tiles + part_tiles - 1) // part_tiles, part_tiles
+
+
+@cute.jit
+def time_of_parts(rest: Int32, part_count: Int32, part_tiles: Int32) -> Int32:
+    """About how many nanoseconds a round of ``rest`` shared items takes after the others; endless where none is shared."""
+    alone, of_tile, of_part, of_item = PARTS_NS
+    time = (
+        alone + of_tile * cutlass.min(part_tiles, 65536) + (of_part * part_count + of_item) * rest
+    )
+    return time if part_count > 1 else Int32(0x7FFFFFFF)
+
+
+@cute.jit
+def time_of_round(rest: Int32, tiles: Int32) -> Int32:
+    """About how many nanoseconds one more round of ``rest`` items of ``tiles`` tiles takes after the others."""
+    alone, of_tile, of_both = ROUND_NS
+    tiles = cutlass.min(tiles, 65536)
+    return cutlass.min(WHOLE_NS[4] * tiles, alone + tiles * (of_tile + rest * of_both // 10))
+
+
+@cute.jit
 def least_time_of(tokens: Int32, tiles: Int32) -> Int32:
     """About how many nanoseconds ``tokens`` queries of ``tiles`` tiles take in one wave, by the kernel that takes least."""
     ctas = tokens * HEAD_BLOCKS
@@ -870,6 +978,7 @@ def launch(
     out: cute.Tensor,
     lse: cute.Tensor,
     max_logits: cute.Tensor | None,
+    parts: cute.Tensor | None,
     page0: Int32,
     page1: Int32,
     softmax_scale: Float32,
@@ -899,19 +1008,57 @@ def launch(
         empty_lse,
     )
     first_token = Int32(0)
-    # Of more items than fit at once, those of full rounds first; then what is left, shared among more CTAs, unless that
-    # takes as long as one more round.
+    # Of more items than fit at once, those of full rounds first; then what is left: shared among the same CTAs, if the
+    # workspace has room for their parts; as a small batch; or in one more round, whichever takes least.
     if tokens * HEAD_BLOCKS > ROUND_ITEMS:
-        first_token = tokens * HEAD_BLOCKS // ROUND_ITEMS * (ROUND_ITEMS // HEAD_BLOCKS)
-        if least_time_of(tokens - first_token, tiles) > WHOLE_NS[4] * cutlass.min(tiles, 65536):
+        rounds = tokens * HEAD_BLOCKS // ROUND_ITEMS
+        first_token = rounds * (ROUND_ITEMS // HEAD_BLOCKS)
+        rest = tokens * HEAD_BLOCKS - rounds * ROUND_ITEMS
+        part_count, part_tiles = parts_of(rest, tiles, Int32(parts.shape[0]))
+        whole, small = (
+            time_of_round(rest, tiles),
+            least_time_of(tokens - first_token, tiles) + SMALL_NS * rest,
+        )
+        least = cutlass.min(time_of_parts(rest, part_count, part_tiles), cutlass.min(whole, small))
+        if least == small:
+            part_count = Int32(1)
+        else:
             first_token = tokens
-        sparse_attention_decode_rounds_kernel(*operands, first_token * HEAD_BLOCKS, pdl).launch(
+        if least == whole:
+            part_count = Int32(1)
+        if part_count == 1:
+            part_tiles = cutlass.max(tiles, 1)
+        sparse_attention_decode_rounds_kernel(
+            *operands, first_token * HEAD_BLOCKS, parts, rounds, part_count, part_tiles, pdl
+        ).launch(
             grid=(ROUND_ITEMS, 1, 1),
             block=(THREADS, 1, 1),
             stream=stream,
             use_pdl=pdl,
             min_blocks_per_mp=1,
         )
+        if part_count > 1:
+            sparse_attention_decode_parts_kernel(
+                *(
+                    q,
+                    sink,
+                    out,
+                    lse,
+                    max_logits,
+                    softmax_scale,
+                    empty_lse,
+                    parts,
+                    rounds * ROUND_ITEMS,
+                    part_count,
+                    pdl,
+                )
+            ).launch(
+                grid=(sm90_rest_parts.GROUPS, rest, 1),
+                block=(128, 1, 1),
+                stream=stream,
+                use_pdl=True,
+                preferred_smem_carveout=-1,  # the driver's choice; left out, the compiler would ask a GPU
+            )
         tokens -= first_token
     splits = least_splits_of(WHOLE_NS, SPLITS_64, tokens * HEAD_BLOCKS, tiles)
     splits_8 = least_splits_of(HEADS_8_NS, SPLITS_8, tokens * BLOCKS_OF_8, tiles)
@@ -989,6 +1136,11 @@ def arguments(variant):
         strides = tuple(cute.sym_int64() for _ in range(3))
         return make_fake_tensor(Float32, (requests, HEADS, queries), strides, assumed_align=4)
 
+    def workspace():
+        return make_fake_tensor(
+            Float32, (cute.sym_int(), PART_NUMBERS), (PART_NUMBERS, 1), assumed_align=16
+        )
+
     return (
         heads_of_tokens(),
         pool(),
@@ -1005,6 +1157,7 @@ def arguments(variant):
         heads_of_tokens(),
         numbers(),
         numbers() if variant["has_max"] else None,
+        workspace(),
         Int32(1),
         Int32(1),
         Float32(1.0),
