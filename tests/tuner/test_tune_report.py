@@ -236,3 +236,14 @@ def test_two_studies_of_one_beginning_are_told_apart(swept: KernelCache, tmp_pat
     with pytest.raises(UsageError, match="found 2 studies called 'rms_norm'"):
         pick_study(storage, "rms_norm", "x")
     assert gather(storage, pick_study(storage, None, "x")).about["dims"] == {"d": 1024}
+
+
+def test_a_study_is_found_by_its_name_among_the_journals_of_other_operators(swept: KernelCache, monkeypatch, capsys):
+    newer = Target("embed", "sm_90a", dims={"d": 4096})
+    gpu = FakeGpu(FakeBuilder(swept), lambda config, sizes: float(config["threads"]))
+    sweep(newer, Settings(GPU, ({"T": 1},), Budget(configurations=1)), cache=swept, builder=gpu.builder, measure=gpu)
+    for name, op in ((None, "embed"), ("rms_norm.sm_90a", "rms_norm"), ("embed.sm_90a", "embed")):
+        assert call(monkeypatch, swept, "report", *([] if name is None else [name]), "--json") == 0
+        assert json.loads(capsys.readouterr().out)["about"]["op"] == op
+    assert call(monkeypatch, swept, "report", "quantize.sm_90a.0123") == 2
+    assert "found no study called 'quantize.sm_90a.0123'" in capsys.readouterr().err

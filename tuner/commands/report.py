@@ -72,7 +72,7 @@ def gathered(
     if study is not None and study.endswith(".json"):
         found = read_report(Path(study), files or None)
     else:
-        where = _where(storage, op, arch)
+        where = _where(storage, op, arch, study)
         opened = open_storage(where)
         found = gather(opened, pick_study(opened, study, where), files or None)
     for path, result in zip(peers, files, strict=True):
@@ -81,9 +81,9 @@ def gathered(
     return found
 
 
-def _where(storage: str | None, op: str | None, arch: str | None) -> str:
-    """The storage to read: as asked for, else the newest journal of this cache. Raises UsageError for a file that is
-    not there (opening it would make it)."""
+def _where(storage: str | None, op: str | None, arch: str | None, study: str | None) -> str:
+    """The storage to read: as asked for, else the newest journal of this cache, of those in which a ``study`` of that
+    name would lie where there are any. Raises UsageError for a file that is not there (opening it would make it)."""
     if storage is not None:
         if "://" not in storage and not Path(storage).is_file():
             raise UsageError(f"--storage: {storage}: found no such journal; valid: one that sweep has written")
@@ -92,12 +92,18 @@ def _where(storage: str | None, op: str | None, arch: str | None) -> str:
     journals = [path for path in folder.glob("*.journal") if _is_of(path, op, arch)]
     if not journals:
         raise UsageError(f"report: found no studies in {folder}; valid: sweep first, or --storage")
-    return str(max(journals, key=lambda path: path.stat().st_mtime_ns))
+    meant = [path for path in journals if study is not None and f"{study}.".startswith(f"{_kind(path)}.")]
+    return str(max(meant or journals, key=lambda path: path.stat().st_mtime_ns))
+
+
+def _kind(journal: Path) -> str:
+    """``OP.ARCH``, how the names of the studies in ``[made-up.]OP.ARCH.journal`` begin."""
+    return journal.stem.removeprefix("made-up.")
 
 
 def _is_of(journal: Path, op: str | None, arch: str | None) -> bool:
-    """Whether the studies in ``[made-up.]OP.ARCH.journal`` are of these."""
-    named_op, _, named_arch = journal.stem.removeprefix("made-up.").rpartition(".")
+    """Whether the studies in ``journal`` are of these."""
+    named_op, _, named_arch = _kind(journal).rpartition(".")
     return op in (None, named_op) and arch in (None, named_arch)
 
 
