@@ -38,7 +38,24 @@ class Comparison:
         """The verdict on the winner at these sizes."""
         if self.artifacts is None:
             return Verdict(False, "the winner could not be built again")
-        request = Request(
+        # A hang is remembered here, too.
+        (outcome,) = bench.measure(self._request(bench, rounds), limit_s=bench.limit_s, progress=bench.record)
+        if outcome.error or len(outcome.compared) != len(self.sizes):
+            why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
+            return Verdict(False, why)
+        return judge(outcome.compared)
+
+    def ratios(self, bench: Bench, rounds: int) -> dict[str, float]:
+        """Winner / default by shape (as JSON), of those that it got to: what fails here is no fault at the shapes that
+        it won at, and is not remembered."""
+        if self.artifacts is None:
+            return {}
+        (outcome,) = bench.measure(self._request(bench, rounds), limit_s=bench.limit_s)
+        return {canonical_json(each["sizes"]): each["ratio"] for each in outcome.compared}
+
+    def _request(self, bench: Bench, rounds: int) -> Request:
+        assert self.artifacts is not None
+        return Request(
             artifacts=tuple(map(str, self.artifacts)),
             sizes=self.sizes,
             compare=True,
@@ -46,12 +63,6 @@ class Comparison:
             rungs=(rounds,),
             policy=bench.policy,
         )
-        # A hang is remembered here, too.
-        (outcome,) = bench.measure(request, limit_s=bench.limit_s, progress=bench.record)
-        if outcome.error or len(outcome.compared) != len(self.sizes):
-            why = f"the winner failed when it was measured again: {outcome.error or 'it left a shape out'}"
-            return Verdict(False, why)
-        return judge(outcome.compared)
 
 
 def comparisons(bench: Bench, planner: Planner, winner: KernelPlan, sizes: Sequence[Sizes]) -> list[Comparison]:

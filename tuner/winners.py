@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 from dsv4.generator.resources import Refused
+from dsv4.runtime.artifact import canonical_json
 from dsv4.runtime.cache import Artifact, KernelCache
 from dsv4.runtime.tuned import Bucket
 from dsv4.tuner import decide
 from dsv4.tuner.bench import Bench, Measured
-from dsv4.tuner.choose import finalist
+from dsv4.tuner.buckets import spelled
+from dsv4.tuner.choose import SLOWER_MAX, Verdict, finalist
 from dsv4.tuner.cost.entry import subject
 from dsv4.tuner.cover import cover
 from dsv4.tuner.protocol import Sizes, score_us
 from dsv4.tuner.question import Settings
+from dsv4.tuner.reach import Probe, narrowed, probes
 from dsv4.tuner.space import Space
 from dsv4.tuner.spread import together
 from dsv4.tuner.tried import Tried
@@ -113,12 +117,18 @@ def decide_all(
         elif best is None and settings.loss is not None and len(groups) > 1:
             made[-1].why = f"the default is within {100 * settings.loss:g} % of the best there, or is it"
     verdicts = together(bench.measure, [partial(each.measured, bench, settings.compare_rounds) for _, each in tasks])
+    joined = [
+        [(each, verdict) for (at_place, each), verdict in zip(tasks, verdicts, strict=True) if at_place == place]
+        for place in range(len(made))
+    ]
+    whole = [
+        decide.joined([each for _, each in found], winner.sizes) if found else None
+        for found, winner in zip(joined, made, strict=True)
+    ]
+    reaches = _reaches(bench, space, settings, made, whole)
     for place, winner in enumerate(made):
-        found = [
-            (each, verdict) for (at_place, each), verdict in zip(tasks, verdicts, strict=True) if at_place == place
-        ]
+        found, verdict = joined[place], whole[place]
         best = chosen[place] or default
-        verdict = decide.joined([each for _, each in found], winner.sizes) if found else None
         artifact = found[0][0].winner if found else None
         if verdict is not None:
             winner.compared, winner.speedup, winner.why = verdict.compared, verdict.speedup, verdict.why
@@ -128,6 +138,9 @@ def decide_all(
             continue
         cache.refresh()
         if verdict is not None and verdict.wins and artifact is not None:
+            asked, winner.bucket = winner.bucket, reaches[place]
+            if winner.bucket != asked:
+                winner.why += f"; slower beyond {spelled(winner.bucket)}, which it serves"
             entry = decide.entry(
                 Artifact.read(artifact).manifest,
                 device=settings.device,
@@ -145,3 +158,35 @@ def decide_all(
         else:  # the default was measured to be the fastest: a prediction of another serves no more
             cache.drop_predicted(subject(baseline.plan, winner.bucket, settings.device.sms))
     return made
+
+
+def _reaches(
+    bench: Bench, space: Space, settings: Settings, made: Sequence[Winner], verdicts: Sequence[Verdict | None]
+) -> list[Bucket]:
+    """The part of its bucket that each winner serves (``reach``), all of it where it does not win."""
+    looked = [
+        probes(winner.bucket, winner.sizes) if verdict is not None and verdict.wins and not settings.is_fake else []
+        for winner, verdict in zip(made, verdicts, strict=True)
+    ]
+    tasks: list[tuple[int, decide.Comparison]] = []
+    for place, (winner, there) in enumerate(zip(made, looked, strict=True)):
+        plan = space.plan(winner.best["config"])
+        assert not isinstance(plan, Refused)
+        sizes = [probe.sizes for probe in there]
+        tasks += [(place, each) for each in decide.comparisons(bench, space.planner, plan, sizes)]
+    found = together(bench.measure, [partial(each.ratios, bench, settings.compare_rounds) for _, each in tasks])
+    ratios: list[dict[str, float]] = [{} for _ in made]
+    asked: list[set[str]] = [set() for _ in made]
+    for (place, each), ratio in zip(tasks, found, strict=True):
+        ratios[place] |= ratio
+        asked[place] |= {canonical_json(sizes) for sizes in each.sizes}
+
+    def is_fine(place: int, probe: Probe) -> bool:
+        """Not slower than what serves there untuned, which may be the winner itself."""
+        key = canonical_json(probe.sizes)
+        return key not in asked[place] or ratios[place].get(key, inf) <= SLOWER_MAX
+
+    return [
+        narrowed(winner.bucket, winner.sizes, looked[place], partial(is_fine, place))
+        for place, winner in enumerate(made)
+    ]
