@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 23cec8bc05bb7bdd53984eb78df5b62f338cb6333d3f6fe5858ce5de2c982a43
+# spec sha256: a0f6c15ec2577331c44d8e89b26ffd828f6615313d13a2f0da4ca2aca9504c5c
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -348,13 +348,6 @@ def sparse_attention_decode_8_heads_kernel(
         scores_full=storage.scores_full.data_ptr(),
         empty=storage.empty.data_ptr(),
     )
-    if warp == 0:
-        with cute.arch.elect_one():
-            sm90_few_heads.init_barriers(barriers, 2)
-        cute.arch.mbarrier_init_fence()
-    cute.arch.sync_threads()
-    if splits > 1:
-        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
     # With pdl nothing of the launches before this one is read or overwritten before they have ended.
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
@@ -377,15 +370,28 @@ def sparse_attention_decode_8_heads_kernel(
     last_tile = sm90_few_output.share_of(all_tiles, rank + 1, splits)
     tiles = last_tile - first_tile
     scale_log2 = softmax_scale * softmax.LOG2_E
+    # Keys are what is waited for longest: their numbers are on their way before anything else is prepared.
+    keys, entry = kv_groups.Keys(segments, last_tile), Int32(-1)
+    if warp < 8:
+        entry = kv_groups.load_entries(keys, first_tile, warp, lane)
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_few_heads.init_barriers(barriers, 2)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    if splits > 1:
+        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
     if warp < 8:
         # Gathering warps.
         cute.arch.setmaxregister_decrease(104)
         raw = storage.raw.data_ptr() + warp * (2 * kv_groups.SLOT_BYTES)
-        kv_groups.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, 2, 2)
+        kv_groups.feed(
+            *(kv_groups.load_entries, kv_groups.locate, keys, entry, first_tile, last_tile),
+            *(raw, ring, barriers, warp, lane, 2, 2),
+        )
         if splits > 1:
             cute.arch.cluster_wait()  # the CTAs have begun
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
     elif warp < 12:
         # Scores and softmax.
         own_thread = thread - 32 * 8
@@ -394,73 +400,68 @@ def sparse_attention_decode_8_heads_kernel(
         sm90_few_heads.load_q(heads_of(q, request, query, first_head), heads, smem_q, own_thread)
         head_max, head_sum = (cute.make_rmem_tensor((8 // 4,), Float32) for _ in range(2))
         sm90_few_heads.score(
-            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread, 2),
+            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread),
+            *(2, Int32(0), Int32(0)),
         )
         if splits > 1:
-            cute.arch.cluster_wait()
+            cute.arch.cluster_wait()  # the CTAs have begun
         sums = maxima[None, None, tiles & 1]
         sm90_few_output.tell_statistics(
             head_max, head_sum, sums, statistics, rank, own_thread, splits
         )
         if splits > 1:
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
         else:
             cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
-        if rank == 0 and own_thread < 8:
-            own_lse = numbers_of(lse, request, query, first_head)
-            own_max = None
-            sm90_decode_output.store_lse(
-                own_lse, own_max, statistics, own_thread, heads, scale_log2, empty_lse, splits
-            )
     else:
         # Values.
         cute.arch.setmaxregister_increase(168)
         own_thread = thread - 32 * 12
         accs_o = [sm90_wgmma.accumulator(8) for _ in range(sm90_few_heads.BLOCKS)]
-        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2)
+        own_sink = sink[first_head + cutlass.min(own_thread, heads - 1)]
+        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2, Int32(0), Int32(0))
         if splits > 1:
-            cute.arch.cluster_wait()
-            sm90_few_output.send_columns(
+            cute.arch.cluster_wait()  # the CTAs have begun
+            sm90_few_merge.send_columns(
                 accs_o, storage.parts_o.data_ptr().toint(), rank, own_thread, splits
             )
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
         else:
             cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
-            own_sink = sink_of(sink, first_head)
-            sm90_few_output.normalise(
-                *(
-                    accs_o,
-                    statistics,
-                    ring.factors[None, 0],
-                    own_sink,
-                    heads,
-                    scale_log2,
-                    rank,
-                    own_thread,
-                    splits,
+            normalisers = ring.factors[None, 0]  # of no use to anybody else any more
+            if own_thread < 8:
+                normalisers[own_thread] = sm90_few_output.normaliser_of(
+                    statistics, own_thread, scale_log2, own_sink
                 )
-            )
+            cute.arch.barrier(barrier_id=sm90_few_heads.VALUE_BARRIER, number_of_threads=128)
+            sm90_few_output.normalise(accs_o, normalisers, own_thread)
             own_out = heads_of(out, request, query, first_head)
             sm90_few_output.store_alone(
                 accs_o, storage.sK.data_ptr().toint(), own_out, heads, own_thread
             )
     if splits > 1:
         own_out = heads_of(out, request, query, first_head)
-        own_sink = sink_of(sink, first_head)
+        sinks = sm90_few_merge.load_sinks(sink_of(sink, first_head), heads, thread, 8)
+        cute.arch.cluster_wait()  # all parts of O, m and l are here
         sm90_few_merge.merge(
             *(
                 own_out,
                 storage.parts_o.data_ptr().toint(),
                 statistics,
-                own_sink,
+                sinks,
                 heads,
                 scale_log2,
                 rank,
                 thread,
             ),
             *(512, splits),
+        )
+    own_head = thread - 32 * 8
+    if rank == 0 and own_head >= 0 and own_head < 8:
+        own_lse = numbers_of(lse, request, query, first_head)
+        own_max = None
+        sm90_decode_output.store_lse(
+            own_lse, own_max, statistics, own_head, heads, scale_log2, empty_lse, splits
         )
 
 
@@ -531,13 +532,6 @@ def sparse_attention_decode_16_heads_kernel(
         scores_full=storage.scores_full.data_ptr(),
         empty=storage.empty.data_ptr(),
     )
-    if warp == 0:
-        with cute.arch.elect_one():
-            sm90_few_heads.init_barriers(barriers, 2)
-        cute.arch.mbarrier_init_fence()
-    cute.arch.sync_threads()
-    if splits > 1:
-        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
     # With pdl nothing of the launches before this one is read or overwritten before they have ended.
     if cutlass.const_expr(pdl):
         cute.arch.griddepcontrol_wait()
@@ -560,15 +554,28 @@ def sparse_attention_decode_16_heads_kernel(
     last_tile = sm90_few_output.share_of(all_tiles, rank + 1, splits)
     tiles = last_tile - first_tile
     scale_log2 = softmax_scale * softmax.LOG2_E
+    # Keys are what is waited for longest: their numbers are on their way before anything else is prepared.
+    keys, entry = kv_groups.Keys(segments, last_tile), Int32(-1)
+    if warp < 8:
+        entry = kv_groups.load_entries(keys, first_tile, warp, lane)
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_few_heads.init_barriers(barriers, 2)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    if splits > 1:
+        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
     if warp < 8:
         # Gathering warps.
         cute.arch.setmaxregister_decrease(104)
         raw = storage.raw.data_ptr() + warp * (2 * kv_groups.SLOT_BYTES)
-        kv_groups.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, 2, 2)
+        kv_groups.feed(
+            *(kv_groups.load_entries, kv_groups.locate, keys, entry, first_tile, last_tile),
+            *(raw, ring, barriers, warp, lane, 2, 2),
+        )
         if splits > 1:
             cute.arch.cluster_wait()  # the CTAs have begun
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
     elif warp < 12:
         # Scores and softmax.
         own_thread = thread - 32 * 8
@@ -577,73 +584,68 @@ def sparse_attention_decode_16_heads_kernel(
         sm90_few_heads.load_q(heads_of(q, request, query, first_head), heads, smem_q, own_thread)
         head_max, head_sum = (cute.make_rmem_tensor((16 // 4,), Float32) for _ in range(2))
         sm90_few_heads.score(
-            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread, 2),
+            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread),
+            *(2, Int32(0), Int32(0)),
         )
         if splits > 1:
-            cute.arch.cluster_wait()
+            cute.arch.cluster_wait()  # the CTAs have begun
         sums = maxima[None, None, tiles & 1]
         sm90_few_output.tell_statistics(
             head_max, head_sum, sums, statistics, rank, own_thread, splits
         )
         if splits > 1:
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
         else:
             cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
-        if rank == 0 and own_thread < 16:
-            own_lse = numbers_of(lse, request, query, first_head)
-            own_max = None
-            sm90_decode_output.store_lse(
-                own_lse, own_max, statistics, own_thread, heads, scale_log2, empty_lse, splits
-            )
     else:
         # Values.
         cute.arch.setmaxregister_increase(168)
         own_thread = thread - 32 * 12
         accs_o = [sm90_wgmma.accumulator(16) for _ in range(sm90_few_heads.BLOCKS)]
-        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2)
+        own_sink = sink[first_head + cutlass.min(own_thread, heads - 1)]
+        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2, Int32(0), Int32(0))
         if splits > 1:
-            cute.arch.cluster_wait()
-            sm90_few_output.send_columns(
+            cute.arch.cluster_wait()  # the CTAs have begun
+            sm90_few_merge.send_columns(
                 accs_o, storage.parts_o.data_ptr().toint(), rank, own_thread, splits
             )
             cute.arch.cluster_arrive()
-            cute.arch.cluster_wait()
         else:
             cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
-            own_sink = sink_of(sink, first_head)
-            sm90_few_output.normalise(
-                *(
-                    accs_o,
-                    statistics,
-                    ring.factors[None, 0],
-                    own_sink,
-                    heads,
-                    scale_log2,
-                    rank,
-                    own_thread,
-                    splits,
+            normalisers = ring.factors[None, 0]  # of no use to anybody else any more
+            if own_thread < 16:
+                normalisers[own_thread] = sm90_few_output.normaliser_of(
+                    statistics, own_thread, scale_log2, own_sink
                 )
-            )
+            cute.arch.barrier(barrier_id=sm90_few_heads.VALUE_BARRIER, number_of_threads=128)
+            sm90_few_output.normalise(accs_o, normalisers, own_thread)
             own_out = heads_of(out, request, query, first_head)
             sm90_few_output.store_alone(
                 accs_o, storage.sK.data_ptr().toint(), own_out, heads, own_thread
             )
     if splits > 1:
         own_out = heads_of(out, request, query, first_head)
-        own_sink = sink_of(sink, first_head)
+        sinks = sm90_few_merge.load_sinks(sink_of(sink, first_head), heads, thread, 16)
+        cute.arch.cluster_wait()  # all parts of O, m and l are here
         sm90_few_merge.merge(
             *(
                 own_out,
                 storage.parts_o.data_ptr().toint(),
                 statistics,
-                own_sink,
+                sinks,
                 heads,
                 scale_log2,
                 rank,
                 thread,
             ),
             *(512, splits),
+        )
+    own_head = thread - 32 * 8
+    if rank == 0 and own_head >= 0 and own_head < 16:
+        own_lse = numbers_of(lse, request, query, first_head)
+        own_max = None
+        sm90_decode_output.store_lse(
+            own_lse, own_max, statistics, own_head, heads, scale_log2, empty_lse, splits
         )
 
 
@@ -1066,7 +1068,9 @@ def launch(
     time = time_of(WHOLE_NS, tokens * HEAD_BLOCKS, tiles, splits)
     time_8 = time_of(HEADS_8_NS, tokens * BLOCKS_OF_8, tiles, splits_8)
     time_16 = time_of(HEADS_16_NS, tokens * BLOCKS_OF_16, tiles, splits_16)
-    least = cutlass.min(time, cutlass.min(time_8, time_16))
+    least = time
+    least = cutlass.min(least, time_8)
+    least = cutlass.min(least, time_16)
     if tokens == 0:
         pass
     elif time == least:

@@ -41,6 +41,13 @@ def shift_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
 
 
 @dsl_user_op
+def store_float(address: Int32, number: Float32, *, loc=None, ip=None) -> None:
+    """Store a float32 at a ``shared::cluster`` address; see ``store_to_cta``."""
+    operands = [Int32(address).ir_value(loc=loc, ip=ip), Float32(number).ir_value(loc=loc, ip=ip)]
+    memory_asm(operands, "st.shared::cluster.f32 [$0], $1;", "r,f", loc, ip)
+
+
+@dsl_user_op
 def store_pair(address: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> None:
     """Store two float32 at a ``shared::cluster`` address, a multiple of 8; see ``store_to_cta``."""
     operands = [
@@ -49,3 +56,11 @@ def store_pair(address: Int32, a: Float32, b: Float32, *, loc=None, ip=None) -> 
         Float32(b).ir_value(loc=loc, ip=ip),
     ]
     memory_asm(operands, "st.shared::cluster.v2.f32 [$0], {$1, $2};", "r,f,f", loc, ip)
+
+
+@dsl_user_op
+def store_four(address: Int32, a: Float32, b: Float32, c: Float32, d: Float32, *, loc=None, ip=None) -> None:
+    """Store four float32 at a ``shared::cluster`` address, a multiple of 16; see ``store_to_cta``."""
+    operands = [Int32(address).ir_value(loc=loc, ip=ip)]
+    operands += [Float32(number).ir_value(loc=loc, ip=ip) for number in (a, b, c, d)]
+    memory_asm(operands, "st.shared::cluster.v4.f32 [$0], {$1, $2, $3, $4};", "r,f,f,f,f", loc, ip)

@@ -38,10 +38,18 @@ class Group(NamedTuple):
     high: Uint32
 
 
+class Keys(NamedTuple):
+    """Keys of one query: tiles of ``segments`` up to ``last_tile``."""
+
+    segments: list
+    last_tile: Int32
+
+
 @cute.jit
-def load_entries(segments: cutlass.Constexpr, tile: Int32, last_tile: Int32, warp: Int32, lane: Int32) -> Int32:
+def load_entries(keys: cutlass.Constexpr, tile: Int32, warp: Int32, lane: Int32) -> Int32:
     """What stands in the index for this lane's key of the group that begins at ``tile`` (``kv_rows.load_entry``)."""
-    return kv_rows.load_entry(segments, tile + lane // WARP_KEYS, last_tile, warp, lane % WARP_KEYS, WARP_KEYS)
+    own_tile = tile + lane // WARP_KEYS
+    return kv_rows.load_entry(keys.segments, own_tile, keys.last_tile, warp, lane % WARP_KEYS, WARP_KEYS)
 
 
 @cute.jit
@@ -51,17 +59,20 @@ def rows_of(segments: cutlass.Constexpr, tile: Int32, entry: Int32, warp: Int32,
 
 
 @cute.jit
-def locate(segments: cutlass.Constexpr, tile: Int32, entry: Int32, warp: Int32, lane: Int32) -> Group:
+def locate(keys: cutlass.Constexpr, tile: Int32, entry: Int32, warp: Int32, lane: Int32) -> Group:
     """The group that begins at ``tile``, whose entries are loaded: addresses, and the scales on their way."""
-    row = rows_of(segments, tile, entry, warp, lane)
-    body, tail = kv_rows.address_of(segments, tile + lane // WARP_KEYS, row)
+    row = rows_of(keys.segments, tile, entry, warp, lane)
+    body, tail = kv_rows.address_of(keys.segments, tile + lane // WARP_KEYS, row)
     low, high = kv_rows.load_scales(tail, row >= 0)
     return Group(body, row >= 0, low, high)
 
 
 @cute.jit
 def feed(
-    segments: cutlass.Constexpr,
+    load: cutlass.Constexpr,
+    find: cutlass.Constexpr,
+    keys_of: cutlass.Constexpr,
+    entry: Int32,
     first_tile: Int32,
     last_tile: Int32,
     raw: cute.Pointer,
@@ -74,21 +85,23 @@ def feed(
 ):
     """Gathering warp ``warp`` (0 … 7): its keys of tiles ``first_tile`` … ``last_tile`` − 1 into the ring.
 
+    ``load`` and ``find``: ``load_entries`` and ``locate`` for what ``keys_of`` knows, :class:`Keys` of one query, or
+    those of ``kv_group_rounds`` for one query after another. ``entry`` is what ``load`` gave for ``first_tile``.
     ``raw`` points to the warp's ``raw_slots`` (2 … 8) slots of ``SLOT_BYTES``. A group's entries are loaded two groups
     ahead, its scales one group ahead.
     """
     assert 2 <= raw_slots <= GROUP_SLOTS
     keys_address, raw_address = ring.keys.iterator.toint(), raw.toint()
-    own = locate(segments, first_tile, load_entries(segments, first_tile, last_tile, warp, lane), warp, lane)
+    own = find(keys_of, first_tile, entry, warp, lane)
     body, is_key, low, high = own.body, own.is_key, own.low, own.high
-    entry = load_entries(segments, first_tile + GROUP_TILES, last_tile, warp, lane)
+    entry = load(keys_of, first_tile + GROUP_TILES, warp, lane)
     for number in cutlass.range_constexpr(raw_slots):
         own_raw = raw_address + number * SLOT_BYTES
         kv_raw.ask_for_rows(ROWS, Int32(number * ROWS), body, is_key, own_raw, lane)
     slot, phase, raw_slot = Int32(0), Int32(0), Int32(0)
     for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
-        further = locate(segments, group_tile + GROUP_TILES, entry, warp, lane)
-        entry = load_entries(segments, group_tile + 2 * GROUP_TILES, last_tile, warp, lane)
+        further = find(keys_of, group_tile + GROUP_TILES, entry, warp, lane)
+        entry = load(keys_of, group_tile + 2 * GROUP_TILES, warp, lane)
         keys = Uint32(cute.arch.vote_ballot_sync(is_key))
         for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
             cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
@@ -114,7 +127,8 @@ def feed(
 
 @cute.jit
 def feed_plain(
-    segments: cutlass.Constexpr,
+    keys_of: cutlass.Constexpr,
+    entry: Int32,
     first_tile: Int32,
     last_tile: Int32,
     ring: cutlass.Constexpr,
@@ -126,14 +140,13 @@ def feed_plain(
     """``feed`` for rows of bf16, which need no raw slots: a tile is on its way while those before are worked on."""
     keys_address = ring.keys.iterator.toint()
     slot, phase = Int32(0), Int32(0)
-    entry = load_entries(segments, first_tile, last_tile, warp, lane)
     for group_tile in cutlass.range(first_tile, last_tile, GROUP_TILES, unroll=1):
-        row = rows_of(segments, group_tile, entry, warp, lane)
-        entry = load_entries(segments, group_tile + GROUP_TILES, last_tile, warp, lane)
+        row = rows_of(keys_of.segments, group_tile, entry, warp, lane)
+        entry = load_entries(keys_of, group_tile + GROUP_TILES, warp, lane)
         keys = Uint32(cute.arch.vote_ballot_sync(row >= 0))
         for tile in cutlass.range(cutlass.min(last_tile - group_tile, GROUP_TILES), unroll=1):
             own_row = cute.arch.shuffle_sync(row, tile * WARP_KEYS + lane % WARP_KEYS)
-            address = kv_plain.row_address(segments, group_tile + tile, own_row)
+            address = kv_plain.row_address(keys_of.segments, group_tile + tile, own_row)
             cute.arch.mbarrier_wait(barriers.empty + slot, phase ^ 1)
             kv_plain.gather_rows(address, own_row, keys_address + slot * TILE_BYTES, warp, lane, warp_keys=WARP_KEYS)
             cute.arch.cp_async_wait_group(0)

@@ -105,8 +105,12 @@ def score(
     head_sum: cute.Tensor,
     thread: Int32,
     slots: cutlass.Constexpr[int],
-):
+    slot: Int32,
+    phase: Int32,
+) -> tuple[Int32, Int32]:
     """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l.
+
+    ``slot`` and ``phase``: where the first of them is in the ring; where the next one is, is returned.
 
     ``maxima`` (N, 4, 2) float32 in shared memory: of each warp, of a tile and of the one before. ``head_max`` and
     ``head_sum``: registers, N/4 each. The formulas are those of ``softmax``; a head without a key keeps m = −∞, l = 0.
@@ -117,7 +121,7 @@ def score(
     keys = thread_mma.make_fragment_A(thread_mma.partition_A(ring.keys))
     q_operand = thread_mma.make_fragment_B(thread_mma.partition_B(smem_q))
     assert cute.size(keys, mode=[2]) == HEAD_DIM // 16, keys.shape
-    slot, phase, turn = Int32(0), Int32(0), Int32(0)
+    turn = Int32(0)
     correction = cute.make_rmem_tensor((heads // 4,), Float32)
     head_max.fill(-Float32.inf)
     head_sum.fill(0.0)
@@ -143,6 +147,7 @@ def score(
         sm90_ring.release(barriers.scores_full, slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
         turn = turn ^ 1
+    return slot, phase
 
 
 @cute.jit
@@ -230,8 +235,12 @@ def add_values(
     accs_o: cutlass.Constexpr,
     thread: Int32,
     slots: cutlass.Constexpr[int],
-):
-    """Warpgroup of O: Oᵀ (not normalised) over ``tiles`` tiles, 64 columns in each of the eight ``accs_o``."""
+    slot: Int32,
+    phase: Int32,
+) -> tuple[Int32, Int32]:
+    """Warpgroup of O: Oᵀ (not normalised) over ``tiles`` tiles, 64 columns in each of the eight ``accs_o``.
+
+    ``slot`` and ``phase`` as in :func:`score`."""
     heads = cutlass.const_expr(cute.size(ring.p, mode=[0]))
     mma = value_mma(heads)
     thread_mma = mma.get_slice(thread)
@@ -243,7 +252,6 @@ def add_values(
         )
         for block in range(BLOCKS)
     ]
-    slot, phase = Int32(0), Int32(0)
     for acc in accs_o:
         acc.fill(0.0)
     factors = cute.make_rmem_tensor((heads // 4,), Float32)
@@ -261,6 +269,7 @@ def add_values(
         warpgroup.wait_group(0)
         sm90_ring.release(barriers.empty, slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
+    return slot, phase
 
 
 def _adding(mma: cute.TiledMma):

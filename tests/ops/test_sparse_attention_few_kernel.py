@@ -21,6 +21,7 @@ PLAIN: dict[str, Scalar] = {"cache": "plain", "extra": "rows", "has_length0": Tr
 CONFIGURATIONS: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
     "five heads, two splits": (5, ALL, {"splits": 2}),
     "rows of bf16": (24, PLAIN, {"splits": 1}),
+    "more queries than CTAs": (8, {"extra": "rows", "has_sink": True}, {"split_ctas": 8}),
 }
 SWEEP: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
     **{
@@ -31,6 +32,7 @@ SWEEP: dict[str, tuple[int, dict[str, Scalar], dict[str, Scalar]]] = {
     "window only": (8, {"has_max": True}, {"splits": 1, "raw_slots": 2}),
     "twelve heads, pages of a request": (12, {"extra": "pages", "has_length0": True, "has_sink": True}, {"splits": 4}),
     "twenty-four heads": (24, {**ALL, "pdl": True}, {"splits": 2}),
+    "more queries than CTAs, window only": (32, {"has_max": True, "pdl": True}, {"split_ctas": 8}),
     "rows of bf16, 32 heads": (32, PLAIN, {"splits": 4}),
     "rows of bf16, window only": (16, {"cache": "plain", "has_sink": True}, {}),
 }
@@ -71,13 +73,16 @@ def compiled_as_predicted(result: BuildResult, heads: int, flags: dict[str, Scal
     assert launch.block == (512, 1, 1) and launch.cluster == (config.get("splits") or 1, 1, 1)
     text = builds.ptx(result)
     found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
-    assert found == [str((heads + 7) // 8 * 8)] * (512 // 16 + 8 * 64 // 16)
+    made = builds.manifest(result)
+    packed, raw_slots = made.variant["cache"] == "kv_fp8", made.config["raw_slots"]
+    assert isinstance(raw_slots, int)
+    varied = made.variant["has_length0"] or made.variant["has_length1"] or made.variant["extra"] == "pages"
+    # Without lengths there is another kernel for more queries than CTAs.
+    kernels = 2 if packed and made.config["splits"] == 0 and raw_slots == 2 and not varied else 1
+    assert found == [str((heads + 7) // 8 * 8)] * (512 // 16 + 8 * 64 // 16) * kernels
     assert "cp.async.bulk" not in text
     # Packed rows: raw slots of four, before and in the loop, each five times 32 pieces of 16 bytes and fewer.
-    packed = flags.get("cache", "kv_fp8") == "kv_fp8"
-    raw_slots = builds.manifest(result).config["raw_slots"]
-    assert isinstance(raw_slots, int)
-    assert text.count("cp.async.cg.shared.global") == (5 * (raw_slots + 2) if packed else 16)
+    assert text.count("cp.async.cg.shared.global") == (5 * (raw_slots + 2) * kernels if packed else 16)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
