@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: a0f6c15ec2577331c44d8e89b26ffd828f6615313d13a2f0da4ca2aca9504c5c
+# spec sha256: 48a7ed9f6d1515ff816af132d537ff5962815ebb452b6e05bcce9bebc40860e0
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -75,14 +75,18 @@ THREADS_APART = 512
 ROUND_ITEMS = 132  # queries and blocks of 64 heads that CTAs take by turns
 BLOCKS_OF_8 = 8  # heads, or what is left, a cluster each
 BLOCKS_OF_16 = 4  # heads, or what is left, a cluster each
+BLOCKS_OF_32 = 2  # heads, or what is left, a cluster each
 # CTAs that may share a query's keys, one aside.
 SPLITS_8 = (2, 3, 4, 5, 8)
 SPLITS_16 = (2, 3, 4, 8)  # for the parts of five there is no room
+SPLITS_32 = (2, 3, 4, 6, 8)
 SPLITS_64 = (2, 4, 8)
 # Nanoseconds of an H100 with 1, 2, 4 and 8 splits, without the tiles, and of each tile of a CTA: the least is chosen.
 WHOLE_NS = (9900, 10500, 12800, 18300, 2300)
-HEADS_8_NS = (5200, 6100, 6250, 7100, 1650)
-HEADS_16_NS = (6300, 7500, 7000, 8100, 1770)
+HEADS_8_NS = (3750, 5050, 5200, 5150, 1580)
+HEADS_16_NS = (4700, 6250, 6100, 6000, 1700)
+HEADS_32_NS = (5600, 7700, 8000, 9200, 2040)
+AFTER_ROUNDS_NS = 1500  # of a launch more
 # After full rounds, of items that CTAs share in one more: without the rest; of each tile of a CTA, each part, each item.
 PARTS_NS = (8500, 1700, 20, 160)
 # Of one more round with an item a CTA: without the rest, of each tile, and tenths of each tile and item.
@@ -649,6 +653,191 @@ def sparse_attention_decode_16_heads_kernel(
         )
 
 
+@cute.struct
+class SharedStorage32:
+    sK: cute.struct.Align[cute.struct.MemRange[BFloat16, 65536], 1024]
+    sQ: cute.struct.Align[cute.struct.MemRange[BFloat16, 16384], 1024]
+    sP: cute.struct.Align[cute.struct.MemRange[BFloat16, 4096], 1024]
+    raw: cute.struct.Align[cute.struct.MemRange[Uint8, 36864], 128]
+    statistics: cute.struct.Align[cute.struct.MemRange[Float32, 512], 16]
+    factors: cute.struct.Align[cute.struct.MemRange[Float32, 64], 16]
+    maxima: cute.struct.Align[cute.struct.MemRange[Float32, 256], 16]
+    is_key: cute.struct.Align[cute.struct.MemRange[Uint32, 16], 16]
+    keys_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    scores_full: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+    empty: cute.struct.Align[cute.struct.MemRange[Int64, 2], 8]
+
+
+@cute.kernel
+def sparse_attention_decode_32_heads_kernel(
+    q: cute.Tensor,
+    pools: tuple,
+    indices: tuple,
+    lengths: tuple,
+    pages: tuple,
+    sink: cute.Tensor | None,
+    out: cute.Tensor,
+    lse: cute.Tensor,
+    max_logits: cute.Tensor | None,
+    softmax_scale: Float32,
+    empty_lse: Float32,
+    first_token: Int32,
+    splits: Int32,
+    pdl: cutlass.Constexpr[bool],
+):
+    """``pools``, ``indices``, ``lengths`` (or None) and ``pages``: of each segment of a query's keys.
+
+    ``splits`` CTAs, a cluster, share them: 1 to 8.
+    """
+    thread, _, _ = cute.arch.thread_idx()
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    lane = thread % 32
+    token, head_block, _ = cute.arch.cluster_idx()
+    rank = cute.arch.block_idx_in_cluster()
+    token += first_token
+    request, query = token // q.shape[1], token % q.shape[1]
+    first_head = head_block * 32
+    heads = Int32(32)
+
+    # Shared memory: the ring of tiles, Q, P, raw rows, what the roles tell one another.
+    storage = SmemAllocator().allocate(SharedStorage32)
+    key_layout = sm90_wgmma.k_major_smem_layout(64, HEAD_DIM, 2)
+    p_layout = sm90_wgmma.k_major_smem_layout(32, 64, 2)
+    assert cute.cosize(key_layout) == 65536 and cute.cosize(p_layout) == 4096
+    ring = sm90_few_heads.Ring(
+        keys=storage.sK.get_tensor(key_layout.outer, swizzle=key_layout.inner),
+        p=storage.sP.get_tensor(p_layout.outer, swizzle=p_layout.inner),
+        factors=storage.factors.get_tensor(cute.make_layout((32, 2))),
+        is_key=storage.is_key.get_tensor(cute.make_layout((kv_groups.WARPS, 2))),
+    )
+    maxima = storage.maxima.get_tensor(cute.make_layout((32, 4, 2)))
+    statistics = storage.statistics.get_tensor(
+        cute.make_layout((32, 2, sm90_decode_output.SPLITS_MAX))
+    )
+    barriers = sm90_few_heads.Barriers(
+        keys_full=storage.keys_full.data_ptr(),
+        scores_full=storage.scores_full.data_ptr(),
+        empty=storage.empty.data_ptr(),
+    )
+    # With pdl nothing of the launches before this one is read or overwritten before they have ended.
+    if cutlass.const_expr(pdl):
+        cute.arch.griddepcontrol_wait()
+        cute.arch.griddepcontrol_launch_dependents()
+
+    segments = []
+    for pool, index, length, page in zip(pools, indices, lengths, pages, strict=True):
+        rows = Int64(pool.shape[0]) * Int64(kv_rows.rows_of_page(page))
+        is_table = len(index.shape) == 2
+        if cutlass.const_expr(is_table):
+            own, keys = index[request, None], length[request, query]
+        else:
+            own = index[request, query, None]
+            keys = Int32(own.shape[0])
+            if cutlass.const_expr(length is not None):
+                keys = cutlass.min(length[request], keys)
+        segments.append(kv_rows.Segment(pool, page, own, keys, rows, is_table))
+    all_tiles = kv_rows.tiles_of(segments[0].keys)
+    first_tile = sm90_few_output.share_of(all_tiles, rank, splits)
+    last_tile = sm90_few_output.share_of(all_tiles, rank + 1, splits)
+    tiles = last_tile - first_tile
+    scale_log2 = softmax_scale * softmax.LOG2_E
+    # Keys are what is waited for longest: their numbers are on their way before anything else is prepared.
+    keys, entry = kv_groups.Keys(segments, last_tile), Int32(-1)
+    if warp < 8:
+        entry = kv_groups.load_entries(keys, first_tile, warp, lane)
+    if warp == 0:
+        with cute.arch.elect_one():
+            sm90_few_heads.init_barriers(barriers, 2)
+        cute.arch.mbarrier_init_fence()
+    cute.arch.sync_threads()
+    if splits > 1:
+        cute.arch.cluster_arrive_relaxed()  # waited for before the first store to another CTA, which must have begun
+    if warp < 8:
+        # Gathering warps.
+        cute.arch.setmaxregister_decrease(104)
+        raw = storage.raw.data_ptr() + warp * (2 * kv_groups.SLOT_BYTES)
+        kv_groups.feed(
+            *(kv_groups.load_entries, kv_groups.locate, keys, entry, first_tile, last_tile),
+            *(raw, ring, barriers, warp, lane, 2, 2),
+        )
+        if splits > 1:
+            exchange_statistics()
+            cute.arch.cluster_arrive()
+    elif warp < 12:
+        # Scores and softmax.
+        own_thread = thread - 32 * 8
+        q_layout = sm90_wgmma.k_major_smem_layout(32, HEAD_DIM, 1)
+        smem_q = storage.sQ.get_tensor(q_layout.outer, swizzle=q_layout.inner)[None, None, 0]
+        sm90_few_heads.load_q(heads_of(q, request, query, first_head), heads, smem_q, own_thread)
+        head_max, head_sum = (cute.make_rmem_tensor((32 // 4,), Float32) for _ in range(2))
+        sm90_few_heads.score(
+            *(tiles, scale_log2, smem_q, ring, barriers, maxima, head_max, head_sum, own_thread),
+            *(2, Int32(0), Int32(0)),
+        )
+        if splits > 1:
+            cute.arch.cluster_wait()  # the CTAs have begun
+        sums = maxima[None, None, tiles & 1]
+        sm90_few_output.tell_statistics(
+            head_max, head_sum, sums, statistics, rank, own_thread, splits
+        )
+        if splits > 1:
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()  # no ring is in use any more
+            cute.arch.cluster_arrive()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+    else:
+        # Values.
+        cute.arch.setmaxregister_increase(176)
+        own_thread = thread - 32 * 12
+        accs_o = [sm90_wgmma.accumulator(32) for _ in range(sm90_few_heads.BLOCKS)]
+        own_sink = sink[first_head + cutlass.min(own_thread, heads - 1)]
+        sm90_few_heads.add_values(tiles, ring, barriers, accs_o, own_thread, 2, Int32(0), Int32(0))
+        if splits > 1:
+            exchange_statistics()
+            sm90_few_merge.send_columns(
+                accs_o, storage.sK.data_ptr().toint(), rank, own_thread, splits
+            )
+            cute.arch.cluster_arrive()
+        else:
+            cute.arch.barrier(barrier_id=sm90_few_heads.STATISTICS_BARRIER, number_of_threads=256)
+            normalisers = ring.factors[None, 0]  # of no use to anybody else any more
+            if own_thread < 32:
+                normalisers[own_thread] = sm90_few_output.normaliser_of(
+                    statistics, own_thread, scale_log2, own_sink
+                )
+            cute.arch.barrier(barrier_id=sm90_few_heads.VALUE_BARRIER, number_of_threads=128)
+            sm90_few_output.normalise(accs_o, normalisers, own_thread)
+            own_out = heads_of(out, request, query, first_head)
+            sm90_few_output.store_alone(
+                accs_o, storage.sK.data_ptr().toint(), own_out, heads, own_thread
+            )
+    if splits > 1:
+        own_out = heads_of(out, request, query, first_head)
+        sinks = sm90_few_merge.load_sinks(sink_of(sink, first_head), heads, thread, 32)
+        cute.arch.cluster_wait()  # all parts of O, m and l are here
+        sm90_few_merge.merge(
+            *(
+                own_out,
+                storage.sK.data_ptr().toint(),
+                statistics,
+                sinks,
+                heads,
+                scale_log2,
+                rank,
+                thread,
+            ),
+            *(512, splits),
+        )
+    own_head = thread - 32 * 8
+    if rank == 0 and own_head >= 0 and own_head < 32:
+        own_lse = numbers_of(lse, request, query, first_head)
+        own_max = None
+        sm90_decode_output.store_lse(
+            own_lse, own_max, statistics, own_head, heads, scale_log2, empty_lse, splits
+        )
+
+
 @cute.kernel
 def sparse_attention_decode_rounds_kernel(
     q: cute.Tensor,
@@ -948,7 +1137,8 @@ def time_of_round(rest: Int32, tiles: Int32) -> Int32:
 
 @cute.jit
 def least_time_of(tokens: Int32, tiles: Int32) -> Int32:
-    """About how many nanoseconds ``tokens`` queries of ``tiles`` tiles take in one wave, by the kernel that takes least."""
+    """About how many nanoseconds ``tokens`` queries of ``tiles`` tiles take after full rounds, by the kernel that takes
+    least, in one wave."""
     ctas = tokens * HEAD_BLOCKS
     time = time_of(WHOLE_NS, ctas, tiles, least_splits_of(WHOLE_NS, SPLITS_64, ctas, tiles))
     ctas = tokens * BLOCKS_OF_8
@@ -960,7 +1150,12 @@ def least_time_of(tokens: Int32, tiles: Int32) -> Int32:
         time,
         time_of(HEADS_16_NS, ctas, tiles, least_splits_of(HEADS_16_NS, SPLITS_16, ctas, tiles)),
     )
-    return time
+    ctas = tokens * BLOCKS_OF_32
+    time = cutlass.min(
+        time,
+        time_of(HEADS_32_NS, ctas, tiles, least_splits_of(HEADS_32_NS, SPLITS_32, ctas, tiles)),
+    )
+    return time + AFTER_ROUNDS_NS
 
 
 @cute.jit
@@ -1065,12 +1260,15 @@ def launch(
     splits = least_splits_of(WHOLE_NS, SPLITS_64, tokens * HEAD_BLOCKS, tiles)
     splits_8 = least_splits_of(HEADS_8_NS, SPLITS_8, tokens * BLOCKS_OF_8, tiles)
     splits_16 = least_splits_of(HEADS_16_NS, SPLITS_16, tokens * BLOCKS_OF_16, tiles)
+    splits_32 = least_splits_of(HEADS_32_NS, SPLITS_32, tokens * BLOCKS_OF_32, tiles)
     time = time_of(WHOLE_NS, tokens * HEAD_BLOCKS, tiles, splits)
     time_8 = time_of(HEADS_8_NS, tokens * BLOCKS_OF_8, tiles, splits_8)
     time_16 = time_of(HEADS_16_NS, tokens * BLOCKS_OF_16, tiles, splits_16)
+    time_32 = time_of(HEADS_32_NS, tokens * BLOCKS_OF_32, tiles, splits_32)
     least = time
     least = cutlass.min(least, time_8)
     least = cutlass.min(least, time_16)
+    least = cutlass.min(least, time_32)
     if tokens == 0:
         pass
     elif time == least:
@@ -1091,11 +1289,20 @@ def launch(
             use_pdl=pdl,
             min_blocks_per_mp=1,
         )
-    else:
+    elif time_16 == least:
         sparse_attention_decode_16_heads_kernel(*operands, first_token, splits_16, pdl).launch(
             grid=(tokens * splits_16, BLOCKS_OF_16, 1),
             block=(THREADS_APART, 1, 1),
             cluster=(splits_16, 1, 1),
+            stream=stream,
+            use_pdl=pdl,
+            min_blocks_per_mp=1,
+        )
+    else:
+        sparse_attention_decode_32_heads_kernel(*operands, first_token, splits_32, pdl).launch(
+            grid=(tokens * splits_32, BLOCKS_OF_32, 1),
+            block=(THREADS_APART, 1, 1),
+            cluster=(splits_32, 1, 1),
             stream=stream,
             use_pdl=pdl,
             min_blocks_per_mp=1,

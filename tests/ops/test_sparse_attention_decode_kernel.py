@@ -71,7 +71,7 @@ def test_each_product_is_issued_once(built: dict[str, BuildResult], name: str) -
     text = builds.ptx(built[name])
     found = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.bf16\.bf16", text)
     made = builds.manifest(built[name])
-    few = ["8", "16"] if made.config["small_batch"] == "few_heads" else []  # of kernels of their own
+    few = ["8", "16", "32"] if made.config["small_batch"] == "few_heads" else []  # of kernels of their own
     whole = 2 if few else 1  # the other one for many queries
     expected = (["64"] * (512 // 16) + ["128"] * (2 * 64 // 16)) * whole + few * (512 // 16 + 8 * 64 // 16)
     assert sorted(found) == sorted(expected)
@@ -123,13 +123,16 @@ def test_a_query_depends_on_itself_only_and_on_no_schedule(built: dict[str, Buil
     [
         (1, 1, (128, 512), 8, 8),
         (1, 2, (128, 512), 8, 5),
-        (1, 3, (128, 512), 8, 4),
+        (1, 3, (128, 512), 16, 8),
         (4, 1, (128, 512), 16, 4),
         (4, 2, (128, 512), 16, 3),
         (16, 1, (128, 512), 16, 2),
-        (17, 1, (128, 512), 64, 4),
-        (14, 2, (128, 512), 64, 4),
-        (29, 1, (128, 512), 64, 2),  # 116 CTAs in clusters of four would not find room everywhere
+        (14, 1, (128, 512), 32, 4),
+        (15, 1, (128, 512), 16, 2),  # 120 CTAs in clusters of four would not find room everywhere
+        (17, 1, (128, 512), 32, 3),
+        (14, 2, (128, 512), 32, 2),
+        (14, 2, (128, 4096), 64, 4),
+        (29, 1, (128, 4096), 32, 2),
         (66, 1, (128, 512), 64, 2),
         (67, 1, (128, 512), 64, 1),
         (132, 1, (128, 512), 64, 1),
