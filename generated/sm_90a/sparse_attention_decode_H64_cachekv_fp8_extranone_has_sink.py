@@ -89,8 +89,8 @@ HEADS_32_NS = (5600, 7700, 8000, 9200, 2040)
 AFTER_ROUNDS_NS = 1500  # of a launch more
 # After full rounds, of items that CTAs share in one more: without the rest; of each tile of a CTA, each part, each item.
 PARTS_NS = (8500, 1700, 20, 160)
-# Of one more round with an item a CTA: without the rest, of each tile, and tenths of each tile and item.
-ROUND_NS = (15000, 900, 43)
+# Of one more round with an item a CTA: without the rest, of each tile, and tenths of each tile and item; the least counts.
+ROUND_NS = ((5000, 2100, 0), (15000, 900, 43))
 SMALL_NS = 55  # of each item, beside the small batch that the items are then
 RESCALE_ABOVE = 8  # powers of two by which a maximum has to grow before O is scaled
 SCORE_WARP = 4
@@ -1025,7 +1025,7 @@ def sparse_attention_decode_parts_kernel(
     request, query = token // q.shape[1], token % q.shape[1]
     first_head, heads = heads_from(block)
     storage = SmemAllocator().allocate(PartsStorage)
-    statistics = storage.statistics.get_tensor(cute.make_layout((2 * 64, sm90_rest_parts.AHEAD)))
+    statistics = storage.statistics.get_tensor(cute.make_layout((2 * 64, sm90_rest_parts.MOST)))
     # Not of the launch before, which has begun when all before it have ended.
     sinks = sm90_rest_parts.sinks_of(sink_of(sink, first_head), heads, thread)
     own_max = None
@@ -1111,7 +1111,10 @@ def least_splits_of(
 def parts_of(rest: Int32, tiles: Int32, room: Int32) -> tuple[Int32, Int32]:
     """How many CTAs share each of ``rest`` items, for whose parts there is ``room``, and tiles of a CTA; (1, all) if none."""
     tiles = cutlass.max(tiles, 1)
-    most = cutlass.min(cutlass.min(room, ROUND_ITEMS) // cutlass.max(rest, 1), tiles)
+    most = cutlass.min(
+        cutlass.min(room, ROUND_ITEMS) // cutlass.max(rest, 1),
+        cutlass.min(tiles, sm90_rest_parts.MOST),
+    )
     most = cutlass.max(most, 1) if rest > 0 else Int32(1)
     part_tiles = (tiles + most - 1) // most
     return (tiles + part_tiles - 1) // part_tiles, part_tiles
@@ -1130,9 +1133,11 @@ def time_of_parts(rest: Int32, part_count: Int32, part_tiles: Int32) -> Int32:
 @cute.jit
 def time_of_round(rest: Int32, tiles: Int32) -> Int32:
     """About how many nanoseconds one more round of ``rest`` items of ``tiles`` tiles takes after the others."""
-    alone, of_tile, of_both = ROUND_NS
     tiles = cutlass.min(tiles, 65536)
-    return cutlass.min(WHOLE_NS[4] * tiles, alone + tiles * (of_tile + rest * of_both // 10))
+    times = [
+        alone + tiles * (of_tile + rest * of_both // 10) for alone, of_tile, of_both in ROUND_NS
+    ]
+    return cutlass.min(times[0], times[1])
 
 
 @cute.jit

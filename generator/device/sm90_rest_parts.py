@@ -25,8 +25,8 @@ BLOCKS = 2
 """Blocks of eight columns of a CTA that adds up: the four threads that share two rows have 16 bytes of a row each."""
 GROUPS = HEAD_DIM // (8 * BLOCKS)
 """CTAs that add up the parts of a query and 64 heads."""
-AHEAD = 8
-"""Parts whose numbers are loaded before the first of them is used."""
+MOST = 8
+"""Parts of a query and 64 heads, at most: a thread has its numbers of all of them on their way at once."""
 
 
 @cute.jit
@@ -62,22 +62,22 @@ def _load(
     values: cute.Tensor,
     statistics: cute.Tensor,
 ):
-    """The next parts, of ``count`` that are left from ``first`` on; the last one in place of those that are none.
+    """``count`` parts from ``first`` on; the last one in place of those that are none.
 
-    ``values`` (4, BLOCKS, AHEAD) Uint32: a thread's numbers of O, in each block two columns of either row.
-    ``statistics`` (2 · 64, AHEAD) float32 in shared memory: m and l of all rows. (If each thread read them from global
+    ``values`` (4, BLOCKS, MOST) Uint32: a thread's numbers of O, in each block two columns of either row.
+    ``statistics`` (2 · 64, MOST) float32 in shared memory: m and l of all rows. (If each thread read them from global
     memory, the compiler would wait for them before it asks for O.)
     """
-    own = cute.make_rmem_tensor((AHEAD,), Float32)
-    for ahead in cutlass.range_constexpr(AHEAD):
-        own[ahead] = parts[first + cutlass.min(Int32(ahead), count - 1), O_NUMBERS + thread]
-    for ahead in cutlass.range_constexpr(AHEAD):
-        start = (parts.iterator + parts.layout((first + cutlass.min(Int32(ahead), count - 1), 0))).toint()
+    own = cute.make_rmem_tensor((MOST,), Float32)
+    numbers = [first + cutlass.min(Int32(place), count - 1) for place in range(MOST)]
+    for place, number in enumerate(numbers):
+        own[place] = parts[number, O_NUMBERS + thread]
+    for place, number in enumerate(numbers):
+        start = (parts.iterator + parts.layout((number, 0))).toint() + Int64(thread * 16)
         for block in cutlass.range_constexpr(BLOCKS):
-            place = (group * BLOCKS + block) * (16 * THREADS) + thread * 16
-            load_global(start + Int64(place), values[None, block, ahead])
-    for ahead in cutlass.range_constexpr(AHEAD):
-        statistics[thread, ahead] = own[ahead]
+            load_global(start + Int64((group * BLOCKS + block) * (16 * THREADS)), values[None, block, place])
+    for place in cutlass.range_constexpr(MOST):
+        statistics[thread, place] = own[place]
     cute.arch.sync_threads()
 
 
@@ -109,41 +109,31 @@ def add_up(
     """Threads of a CTA: columns 16·``group`` … of the result, from ``count`` parts from ``first`` on in their order.
 
     ``sinks``: of :func:`sinks_of`, or None; ``out`` [64 or fewer heads, 512]; ``lse`` and ``max_logits`` (64,), the
-    latter may be None: the first group's CTA stores them. With every :data:`AHEAD` parts M grows, and the sums follow.
-    ``statistics`` (2 · 64, AHEAD) float32: shared memory.
+    latter may be None: the first group's CTA stores them. ``statistics`` (2 · 64, MOST) float32: shared memory.
     """
     row = sm90_mask.thread_row(thread)
-    held = cute.make_rmem_tensor((4, BLOCKS, AHEAD), Uint32)
+    held = cute.make_rmem_tensor((4, BLOCKS, MOST), Uint32)
     values = cute.recast_tensor(held, Float32)
     summed = cute.make_rmem_tensor((2, BLOCKS, 2), Float32)  # columns, blocks, rows
     top, shift, total = [cute.make_rmem_tensor((2,), Float32) for _ in range(3)]
     summed.fill(0.0)
-    top.fill(-Float32.inf)
     total.fill(0.0)
-    shift.fill(0.0)
-    for begin in cutlass.range(0, count, AHEAD, unroll=1):
-        _load(parts, first + begin, count - begin, group, thread, held, statistics)
-        for half in cutlass.range_constexpr(2):
-            before = top[half]
-            for ahead in cutlass.range_constexpr(AHEAD):
-                top[half] = cute.arch.fmax(top[half], statistics[row + 8 * half, ahead])
-            shift[half] = (Float32(0.0) if top[half] == -Float32.inf else top[half]) * scale_log2
-            factor = cute.math.exp2(before * scale_log2 - shift[half], fastmath=True)
-            total[half] = total[half] * factor
-            for block in cutlass.range_constexpr(BLOCKS):
-                for column in cutlass.range_constexpr(2):
-                    summed[column, block, half] = summed[column, block, half] * factor
-        for ahead in cutlass.range_constexpr(AHEAD):
-            if begin + ahead < count:
-                for half in cutlass.range_constexpr(2):
-                    own_row = row + 8 * half
-                    factor = cute.math.exp2(statistics[own_row, ahead] * scale_log2 - shift[half], fastmath=True)
-                    total[half] = total[half] + statistics[ROWS + own_row, ahead] * factor
-                    for block in cutlass.range_constexpr(BLOCKS):
-                        for column in cutlass.range_constexpr(2):
-                            more = values[2 * half + column, block, ahead] * factor
-                            summed[column, block, half] = summed[column, block, half] + more
-        cute.arch.sync_threads()  # before others come to ``statistics``
+    _load(parts, first, count, group, thread, held, statistics)
+    for half in cutlass.range_constexpr(2):
+        top[half] = statistics[row + 8 * half, 0]
+        for place in cutlass.range_constexpr(1, MOST):
+            top[half] = cute.arch.fmax(top[half], statistics[row + 8 * half, place])
+        shift[half] = (Float32(0.0) if top[half] == -Float32.inf else top[half]) * scale_log2
+    for place in cutlass.range_constexpr(MOST):
+        if place < count:
+            for half in cutlass.range_constexpr(2):
+                own_row = row + 8 * half
+                factor = cute.math.exp2(statistics[own_row, place] * scale_log2 - shift[half], fastmath=True)
+                total[half] = total[half] + statistics[ROWS + own_row, place] * factor
+                for block in cutlass.range_constexpr(BLOCKS):
+                    for column in cutlass.range_constexpr(2):
+                        more = values[2 * half + column, block, place] * factor
+                        summed[column, block, half] = summed[column, block, half] + more
     for half in cutlass.range_constexpr(2):
         below = total[half]
         if cutlass.const_expr(sinks is not None):
