@@ -16,7 +16,15 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4.generator.device import kv_rows, sm90_mask, sm90_ring, sm90_sparse_pair, sm90_wgmma, softmax
+from dsv4.generator.device import (
+    kv_rows,
+    sm90_mask,
+    sm90_ring,
+    sm90_sparse_pair,
+    sm90_sparse_weights,
+    sm90_wgmma,
+    softmax,
+)
 from dsv4.generator.device.bulk_rows import load_global, store_shared
 from dsv4.generator.device.inline_asm import not_hoisted
 from dsv4.generator.device.kv_dequant import BLOCK_BYTES, PIECE_BYTES, ROW_BYTES
@@ -136,12 +144,14 @@ def score(
     rescale_above: cutlass.Constexpr[int],
     slot,
     phase,
+    by_registers: cutlass.Constexpr[bool] = False,
 ):
     """Warpgroup of S: P and factors of ``tiles`` tiles into the ring; m (unscaled) and this thread's part of l.
 
     Where ``ring.p`` has one place instead of one for each of two slots, P is stored when that of the tile before is
     not needed any more. m is the largest score, or, with ``rescale_above``, less by up to that many powers of two of P.
-    ``slot`` and ``phase`` (Int32) of the ring are returned as they are after the tiles.
+    ``slot`` and ``phase`` (Int32) of the ring are returned as they are after the tiles. ``by_registers``: see
+    ``sm90_sparse_weights``.
     """
     p_slots = cutlass.const_expr(cute.size(ring.p, mode=[2]))
     assert p_slots == slots or (p_slots, slots) == (1, 2)
@@ -162,23 +172,27 @@ def score(
         sm90_wgmma.add_products(mma_rs, scores, q_registers, tile_keys, 0, False)
         sm90_wgmma.add_products(mma_ss, scores, q_operand, tile_keys, register_columns // 16, True)
         warpgroup.commit_group()
+        # The slot's P and factors are free: its keys were filled after the warpgroups of O had left it. P's only place
+        # is waited for before the softmax, which has no branch then up to P: its instructions hide one another.
+        p_slot = slot
+        if cutlass.const_expr(p_slots == 1):
+            p_slot = Int32(0)
+            cute.arch.mbarrier_wait(barriers.empty + 2 * (slot ^ 1) + 1, phase ^ slot ^ 1)
         first, second = key_bits(ring.is_key[None, slot])
         warpgroup.wait_group(0)
         rows = sm90_wgmma.rows_of(scores)
         hide_others(rows, first, second, thread)
         softmax.online_softmax(rows, row_max, row_sum, correction, scale_log2, False, True, rescale_above)
-        # The slot's P and factors are free: its keys were filled after the warpgroups of O had left it.
-        p_slot = slot
-        if cutlass.const_expr(p_slots == 1):
-            p_slot = Int32(0)
-            cute.arch.mbarrier_wait(barriers.empty + 2 * (slot ^ 1) + 1, phase ^ slot ^ 1)
-        p = ring.p[None, None, p_slot]
-        sm90_wgmma.store_accumulator(scores, mma_ss, p, not_hoisted(thread))
+        if cutlass.const_expr(by_registers):
+            sm90_sparse_weights.tell(scores, sm90_sparse_weights.place_of(ring.p, not_hoisted(thread)))
+        else:
+            sm90_wgmma.store_accumulator(scores, mma_ss, ring.p[None, None, p_slot], not_hoisted(thread))
         if thread & 3 == 0:
             row = sm90_mask.thread_row(thread)
             for half in cutlass.range_constexpr(2):
                 ring.factors[row + 8 * half, slot] = correction[half]
-        cute.arch.fence_view_async_shared()
+        if cutlass.const_expr(not by_registers):
+            cute.arch.fence_view_async_shared()
         cute.arch.sync_warp()
         sm90_ring.release(barriers.scores_full, slot)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
@@ -229,15 +243,18 @@ def add_values(
     slot,
     phase,
     partner_rank=None,
+    by_registers: cutlass.Constexpr[bool] = False,
 ):
     """Warpgroup of O, columns 256·part …: O (not normalised) over ``tiles`` tiles; ``slot``, ``phase`` as in ``score``.
 
     ``partner_rank`` (Int32, or None): the CTA of the cluster that writes to this one's ring as well. Mostly the factors
     are 1 for all rows of a warp. Each half of a tile's keys is released as soon as its products are done.
     """
-    mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
+    if cutlass.const_expr(by_registers):
+        mma = sm90_wgmma.tiled_mma_rs(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
+    else:
+        mma = sm90_wgmma.tiled_mma_ss(PRODUCT_COLUMNS, cute.nvgpu.OperandMajorMode.MN)
     thread_mma = mma.get_slice(thread)
-    p = thread_mma.make_fragment_A(thread_mma.partition_A(ring.p))
     columns = sm90_wgmma.transposed(ring.keys)
     products = VALUE_COLUMNS // PRODUCT_COLUMNS
     values = [
@@ -252,33 +269,53 @@ def add_values(
     for acc in accs_o:
         acc.fill(0.0)
     factor = cute.make_rmem_tensor((2,), Float32)
-    parts = cutlass.const_expr(2 if partner_rank is None else 1)
     for _ in cutlass.range(tiles, unroll=1):
         sm90_ring.wait_full(barriers.scores_full, slot, phase)
-        p_slot = slot
-        if cutlass.const_expr(cute.size(ring.p, mode=[2]) == 1):
-            p_slot = Int32(0)
+        if cutlass.const_expr(by_registers):
+            place = sm90_sparse_weights.place_of(ring.p, thread)
+            weights = [sm90_sparse_weights.hear(place, step) for step in range(sm90_sparse_weights.STEPS - 1)]
         for half in cutlass.range_constexpr(2):
             factor[half] = ring.factors[row + 8 * half, slot]
         if cute.arch.vote_any_sync((factor[0] != Float32(1.0)) | (factor[1] != Float32(1.0))):
             for i in cutlass.range_constexpr(products):
                 softmax.scale_rows(sm90_wgmma.rows_of(accs_o[i]), factor)
-        for part_of_keys in cutlass.range_constexpr(parts):
-            warpgroup.fence()
-            for i in cutlass.range_constexpr(products):
-                tile_values = values[i][None, None, None, slot]
-                _add_part(mma, accs_o[i], p[None, None, None, p_slot], tile_values, part_of_keys, parts)
-            warpgroup.commit_group()
-        if cutlass.const_expr(partner_rank is None):
-            warpgroup.wait_group(1)
-            sm90_ring.release(barriers.empty, 2 * slot)
-        warpgroup.wait_group(0)
-        if cutlass.const_expr(partner_rank is not None):
-            sm90_sparse_pair.release_both(barriers.empty, 2 * slot + 1, partner_rank)
+        if cutlass.const_expr(by_registers):
+            sm90_sparse_weights.add_values(mma, accs_o, values, weights, place, slot, barriers.empty)
         else:
-            sm90_ring.release(barriers.empty, 2 * slot + 1)
+            _add_tile(mma, accs_o, ring.p, values, thread_mma, slot, barriers.empty, partner_rank)
         slot, phase = sm90_ring.next_position(slot, phase, slots)
     return slot, phase
+
+
+@cute.jit
+def _add_tile(
+    mma: cute.TiledMma,
+    accs_o: cutlass.Constexpr,
+    p: cute.Tensor,
+    values: cutlass.Constexpr,
+    thread_mma: cute.ThrMma,
+    slot: Int32,
+    empty: cute.Pointer,
+    partner_rank,
+):
+    """``accs_o`` += P·V of a slot with P from shared memory; releases its halves, or all of it to both CTAs."""
+    weights = thread_mma.make_fragment_A(thread_mma.partition_A(p))
+    p_slot = Int32(0) if cutlass.const_expr(cute.size(p, mode=[2]) == 1) else slot
+    parts = cutlass.const_expr(2 if partner_rank is None else 1)
+    for part_of_keys in cutlass.range_constexpr(parts):
+        warpgroup.fence()
+        for acc, operand in zip(accs_o, values, strict=True):
+            tile_values = operand[None, None, None, slot]
+            _add_part(mma, acc, weights[None, None, None, p_slot], tile_values, part_of_keys, parts)
+        warpgroup.commit_group()
+    if cutlass.const_expr(partner_rank is None):
+        warpgroup.wait_group(1)
+        sm90_ring.release(empty, 2 * slot)
+    warpgroup.wait_group(0)
+    if cutlass.const_expr(partner_rank is not None):
+        sm90_sparse_pair.release_both(empty, 2 * slot + 1, partner_rank)
+    else:
+        sm90_ring.release(empty, 2 * slot + 1)
 
 
 @cute.jit

@@ -30,11 +30,22 @@ CHAINS = 4  # independent partial results per row, to hide the latency of a depe
 @cute.jit
 def row_maximum(scores, row: cutlass.Constexpr[int], start: Float32):
     """max(start, max_j scores[row, j]) over the four threads of a row; a NaN among the scores is passed over."""
+    return over_threads(own_maximum(scores, row, start))
+
+
+@cute.jit
+def own_maximum(scores, row: cutlass.Constexpr[int], start: Float32):
+    """:func:`row_maximum` over the columns of this thread."""
     columns = cute.size(scores, mode=[1])
     partial = [start] * CHAINS
     for j in cutlass.range_constexpr(columns):
         partial[j % CHAINS] = cute.arch.fmax(partial[j % CHAINS], scores[row, j])
-    top = cute.arch.fmax(cute.arch.fmax(partial[0], partial[1]), cute.arch.fmax(partial[2], partial[3]))
+    return cute.arch.fmax(cute.arch.fmax(partial[0], partial[1]), cute.arch.fmax(partial[2], partial[3]))
+
+
+@cute.jit
+def over_threads(top: Float32):
+    """The largest ``top`` of the four threads of a row."""
     top = cute.arch.fmax(top, cute.arch.shuffle_sync_bfly(top, offset=1))
     return cute.arch.fmax(top, cute.arch.shuffle_sync_bfly(top, offset=2))
 
@@ -67,12 +78,17 @@ def online_softmax(
     ``first`` leaves ``correction`` alone (O is still zero). ``masked`` says that a row may consist of −inf only.
     ``rescale_above``: m stays as it is, and ``correction`` 1, until p would be more than 2 to that power.
     """
-    for row in cutlass.range_constexpr(cute.size(scores, mode=[0])):
-        before = row_max[row]
-        after = row_maximum(scores, row, -Float32.inf if cutlass.const_expr(first) else before)
+    rows = cutlass.const_expr(cute.size(scores, mode=[0]))
+    maxima = [row_max[row] for row in range(rows)]
+    if cutlass.const_expr(rescale_above > 0):
+        let_lag(scores, row_max, scale_log2, rescale_above)
+    for row in cutlass.range_constexpr(rows):
+        before = maxima[row]
         if cutlass.const_expr(rescale_above > 0):
-            after = after if (after - before) * scale_log2 > Float32(rescale_above) else before
-        row_max[row] = after
+            after = row_max[row]
+        else:
+            after = row_maximum(scores, row, -Float32.inf if cutlass.const_expr(first) else before)
+            row_max[row] = after
         finite = after
         if cutlass.const_expr(masked):
             finite = Float32(0.0) if after == -Float32.inf else after
@@ -84,6 +100,23 @@ def online_softmax(
             factor = cute.math.exp2(before * scale_log2 - shift, fastmath=True)
             correction[row] = factor
             row_sum[row] = row_sum[row] * factor + tile_sum
+
+
+@cute.jit
+def let_lag(scores, row_max, scale_log2: Float32, rescale_above: cutlass.Constexpr[int]):
+    """``row_max`` of the rows whose maximum has grown by more than ``rescale_above`` powers of two of p.
+
+    Seldom: so the threads of a row ask one another only if one of the warp has seen such a score.
+    """
+    rows = cutlass.const_expr(cute.size(scores, mode=[0]))
+    own = [own_maximum(scores, row, row_max[row]) for row in range(rows)]
+    grown = [(own[row] - row_max[row]) * scale_log2 > Float32(rescale_above) for row in range(rows)]
+    assert rows == 2, rows
+    if cute.arch.vote_any_sync(grown[0] | grown[1]):
+        for row in cutlass.range_constexpr(rows):
+            top = over_threads(own[row])
+            has_grown = (top - row_max[row]) * scale_log2 > Float32(rescale_above)
+            row_max[row] = top if has_grown else row_max[row]
 
 
 @cute.jit
