@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm100.py.j2 for op sparse_attention_decode on sm_100a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=148, cta_group=1, operand_order=heads_as_rows, q_tmem_columns=384, pv_n_tile=256, load=bulk_row, k_operand=smem, opt_level=3
-# spec sha256: 913e30fe0da4ab702ff2541d9f3e84428a2490b3d2d0211998c8c3d2ca23e301
+# spec sha256: a7fe07931c11acd17ee4bb07fea343c3a6d428c6b1dd46b58cf296dee6e3c368
 """Decoding attention for sm_100 over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
     gather      four warps: tiles of 64 keys into a ring of shared memory, dequantised

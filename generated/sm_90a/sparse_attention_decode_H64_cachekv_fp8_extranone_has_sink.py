@@ -1,7 +1,7 @@
 # Emitted from generator/templates/attention/sparse_attention_decode_sm90.py.j2 for op sparse_attention_decode on sm_90a. Do not edit.
 # dims: H=64
 # config: splits=0, split_ctas=132, pair=0, gather_warps=4, operand_order=heads_as_rows, small_batch=few_heads, raw_slots=4, q_register_columns=128, opt_level=3
-# spec sha256: 48a7ed9f6d1515ff816af132d537ff5962815ebb452b6e05bcce9bebc40860e0
+# spec sha256: ef35a92df4a6240fa79a40f6502cb35fa665e85de1df754771ef47aa4cf8dccc
 """Decoding attention for Hopper over gathered rows of packed pages: a cluster of 1 to 8 CTAs for each query and 64 heads.
 
 Four warps gather and dequantise tiles of 64 keys. One warpgroup makes their scores and the softmax, two add P·V, 256
@@ -199,7 +199,7 @@ def sparse_attention_decode_kernel(
     scale_log2 = softmax_scale * softmax.LOG2_E
     if warp < SCORE_WARP:
         # Gathering warps.
-        cute.arch.setmaxregister_decrease(96)
+        cute.arch.setmaxregister_decrease(80)
         raw = storage.raw.data_ptr() + warp * 9216
         kv_halves.feed(segments, first_tile, last_tile, raw, ring, barriers, warp, lane, SLOTS)
         if splits > 1:
@@ -221,7 +221,7 @@ def sparse_attention_decode_kernel(
         )
         sm90_sparse_decode.score(
             *(tiles, scale_log2, smem_q, q_registers, ring, barriers, row_max, row_sum, own_thread),
-            *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, Int32(0), Int32(0)),
+            *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, Int32(0), Int32(0), True),
         )
         sm90_decode_output.whole_sums(row_sum)
         if splits > 1:
@@ -245,11 +245,11 @@ def sparse_attention_decode_kernel(
             cute.arch.cluster_wait()
     else:
         # Values: each warpgroup 256 columns of O.
-        cute.arch.setmaxregister_increase(160)
+        cute.arch.setmaxregister_increase(168)
         part, own_thread = (warp - VALUE_WARP) // 4, (thread - 32 * VALUE_WARP) % 128
         accs_o = [sm90_wgmma.accumulator(sm90_sparse_decode.PRODUCT_COLUMNS) for _ in range(2)]
         sm90_sparse_decode.add_values(
-            tiles, part, ring, barriers, accs_o, own_thread, SLOTS, Int32(0), Int32(0)
+            tiles, part, ring, barriers, accs_o, own_thread, SLOTS, Int32(0), Int32(0), None, True
         )
         own_sink = sink_of(sink, first_head)
         if splits > 1:
@@ -912,7 +912,7 @@ def sparse_attention_decode_rounds_kernel(
     slot, phase, last = Int32(0), Int32(0), Int32(0)
     if warp < SCORE_WARP:
         # Gathering warps.
-        cute.arch.setmaxregister_decrease(96)
+        cute.arch.setmaxregister_decrease(80)
         raw = storage.raw.data_ptr() + warp * 9216
         kv_rounds.feed(work, raw, ring, barriers, warp, lane, SLOTS)
     elif warp < VALUE_WARP:
@@ -951,7 +951,7 @@ def sparse_attention_decode_rounds_kernel(
                     row_sum,
                     own_thread,
                 ),
-                *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, slot, phase),
+                *(Q_REGISTER_COLUMNS, SLOTS, RESCALE_ABOVE, slot, phase, True),
             )
             if kv_rounds.is_part(work, turn):
                 sm90_rest_parts.store_statistics(parts, cta, row_max, row_sum, own_thread)
@@ -973,7 +973,7 @@ def sparse_attention_decode_rounds_kernel(
                 last ^= 1
     else:
         # Values: each warpgroup 256 columns of O.
-        cute.arch.setmaxregister_increase(160)
+        cute.arch.setmaxregister_increase(168)
         part, own_thread = (warp - VALUE_WARP) // 4, (thread - 32 * VALUE_WARP) % 128
         accs_o = [sm90_wgmma.accumulator(sm90_sparse_decode.PRODUCT_COLUMNS) for _ in range(2)]
         factor = cute.make_rmem_tensor((2,), Float32)
@@ -982,7 +982,7 @@ def sparse_attention_decode_rounds_kernel(
             tiles = kv_rounds.tiles_in(work, turn, next_first, next_second)
             next_first, next_second = kv_rounds.keys_of(work, kv_rounds.item_of(work, turn + 1))
             slot, phase = sm90_sparse_decode.add_values(
-                tiles, part, ring, barriers, accs_o, own_thread, SLOTS, slot, phase
+                tiles, part, ring, barriers, accs_o, own_thread, SLOTS, slot, phase, None, True
             )
             if kv_rounds.is_part(work, turn):
                 sm90_rest_parts.store_columns(parts, cta, accs_o, part, own_thread)
