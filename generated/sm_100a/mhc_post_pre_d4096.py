@@ -1,7 +1,7 @@
 # Emitted from generator/templates/mhc/mhc_pre.py.j2 for op mhc_post_pre on sm_100a. Do not edit.
 # dims: d=4096
 # config: cluster=16, clusters=7, token_tiles=1, stages=3, register_terms=1, byte_terms=0, ahead=2, opt_level=2
-# spec sha256: ec8ac5203514470fb65cdaf23e8cec86696e75921d54f81dd8bcaa31605c5b2d
+# spec sha256: 1638e59cb3c738d3cbb1bb0ae6f4387c96fbdbfb90fe0c2aae3fe2c5aa34de83
 """mHC after a sub-layer and before the next: the next streams, 24 projections of them, and their weighted sum.
 
 16 CTAs share a token: each owns 256 of the 4096 columns, keeps their weights as three terms that add up to them,

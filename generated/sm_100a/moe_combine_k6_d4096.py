@@ -1,7 +1,7 @@
 # Emitted from generator/templates/moe/moe_combine.py.j2 for op moe_combine on sm_100a. Do not edit.
 # dims: k=6, d=4096
 # config: row_parts=4, threads=128, opt_level=3
-# spec sha256: df38e94f5282ea56c443c932a8ea4f54a3a1674064bae2b4ab6c4c7907554b1c
+# spec sha256: df1c25c21c2d6f3a7347d9ba37f084afa1432018a1b6c2e54d25468e3021eee7
 """out = bf16(Σ routed + shared) of tokens of 4096 columns: 6 routed rows of the token and one shared row.
 
 4 CTAs share a token. A thread loads its vectors of all rows, 16 bytes each, before it adds the first, in float32.

@@ -1,7 +1,7 @@
 # Emitted from generator/templates/mhc/mhc_pre.py.j2 for op mhc_post_pre on sm_90a. Do not edit.
 # dims: d=4096
 # config: cluster=16, clusters=7, token_tiles=1, stages=3, register_terms=1, byte_terms=0, ahead=2, opt_level=2
-# spec sha256: 823c8bcb625e7e47f34612ac643c6fcba2e252114d7e0ff65e4c99ef18836ab4
+# spec sha256: a306aee09856aa1e280c4900e0c9b4fc0c4736add25761d23173debdb43e6d64
 """mHC after a sub-layer and before the next: the next streams, 24 projections of them, and their weighted sum.
 
 16 CTAs share a token: each owns 256 of the 4096 columns, keeps their weights as three terms that add up to them,

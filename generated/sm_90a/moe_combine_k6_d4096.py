@@ -1,7 +1,7 @@
 # Emitted from generator/templates/moe/moe_combine.py.j2 for op moe_combine on sm_90a. Do not edit.
 # dims: k=6, d=4096
 # config: row_parts=4, threads=128, opt_level=3
-# spec sha256: 4dae813a5540ec22e0e6f92d48fe04d23407ac8d0fbacc0c1a71e1b57227dcc3
+# spec sha256: 7a7ece98b3f6d81e5735fa5c04a6915328ab9a05d00c171c3aaad14accf7bfc1
 """out = bf16(Σ routed + shared) of tokens of 4096 columns: 6 routed rows of the token and one shared row.
 
 4 CTAs share a token. A thread loads its vectors of all rows, 16 bytes each, before it adds the first, in float32.

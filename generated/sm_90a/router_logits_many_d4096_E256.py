@@ -1,7 +1,7 @@
 # Emitted from generator/templates/moe/router_logits_many_sm90.py.j2 for op router_logits_many on sm_90a. Do not edit.
 # dims: d=4096, E=256
 # config: stages=4, pair=2, ctas=132, opt_level=3
-# spec sha256: 30e893e0379328c519a9ce2e353f2942814e77044cde43c86cf088e2da0dc8bf
+# spec sha256: a786858eabc7c8d4fdd6e20eda5bccf96883a7eedb0c47310ef9270f8feacf60
 """The router's logits for many tokens on Hopper: the gate of all experts as a GEMM, in parts that are to be added.
 
 A load warp brings slabs of 64 columns of 128 tokens and of the gate by TMA, 4 in flight, and two warpgroups multiply
