@@ -21,7 +21,7 @@ from dsv4.generator.device.kv_dequant_rows import load_step, row_factors, steps_
 HALVES = 2
 ROWS = kv_rows.WARP_KEYS // HALVES
 STEPS = steps_of(ROWS)
-STEPS_AHEAD = 4
+STEPS_AHEAD = 3
 """Loaded before one is worked on; four registers each."""
 assert ROWS == kv_rows.SLOT_ROWS
 
