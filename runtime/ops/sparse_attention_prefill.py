@@ -102,8 +102,8 @@ def _call_as_decoding(
     out, lse, max_logits, scale = _outputs(q, softmax_scale)
     keys = (decode.narrow(rows[:, None]), decode.narrow(length))
     numbers = (out[:, None], lse[..., None], max_logits[..., None])
-    no_second = [None] * 6
-    kernel(q[:, None], None, kv, *keys, *no_second, decode.dense(sink), *numbers, 1, 1, scale, empty_lse)
+    no_second, no_parts = [None] * 6, None
+    kernel(q[:, None], None, kv, *keys, *no_second, decode.dense(sink), *numbers, no_parts, 1, 1, scale, empty_lse)
     return out, max_logits, lse
 
 

@@ -170,7 +170,7 @@ def test_pairs_fill_the_chip_and_leave_each_split_a_tile(
     none, count = {"none": True}, tensor("i32", requests)
     table = tensor("i32", requests, keys[1] // 64)
     arguments = [out, pool, none, tensor("i32", requests, 1, keys[0]), count, pool, none, none, none, table]
-    arguments += [tensor("i32", requests, 1), tensor("f32", 128), out, tensor("f32", requests, 128, 1), none]
+    arguments += [tensor("i32", requests, 1), tensor("f32", 128), out, tensor("f32", requests, 128, 1), none, none]
     arguments += [{"scalar": value} for value in (64, 64, 0.04, -1e30)]
     artifact = Artifact.read(builds.folder(result))
     request = {"function": artifact.manifest.function, "candidates": [arguments]}

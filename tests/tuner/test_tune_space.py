@@ -59,7 +59,7 @@ def test_counts_and_configurations_are_those_of_a_full_walk(op, arch, dims):
 
 
 def test_a_survey_is_exact_for_a_small_space_and_near_for_a_sampled_one():
-    space = Target("fmha", "sm_90a", dims={"D": 128}).space()
+    space = Target("fmha", "sm_90a", dims={"D": 128}, pinned={"o_apart": False}).space()
     exact, sampled = survey(space), survey(space, planned_max=400, seed=3)
     assert exact.sampled == 0 and sampled.sampled == 400
     assert exact.points == sampled.points and exact.allowed == sampled.allowed
