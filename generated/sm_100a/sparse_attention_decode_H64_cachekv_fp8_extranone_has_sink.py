@@ -399,7 +399,7 @@ def arguments(variant):
         strides = tuple(cute.sym_int64() for _ in range(3))
         return make_fake_tensor(Float32, (requests, HEADS, queries), strides, assumed_align=4)
 
-    def workspace():  # of use on sm_90a only
+    def workspace():
         return make_fake_tensor(
             Float32, (cute.sym_int(), PART_NUMBERS), (PART_NUMBERS, 1), assumed_align=16
         )
